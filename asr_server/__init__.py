@@ -1,0 +1,1 @@
+"""Streaming speech recognition: Deep Speech acoustic models, KenLM beam search and a gRPC server."""

@@ -1,0 +1,1 @@
+"""Generated from protos/earsight/speech/v1 by scripts/generate_protos.py."""
