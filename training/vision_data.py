@@ -52,7 +52,7 @@ def load_folder(folder: Path, preprocessing: Preprocessing) -> LabelledImages:
     def place(index: int) -> None:
         path = Path(found.samples[index][0])
         try:
-            pixels = torch.from_numpy(decode(path.read_bytes())).permute(2, 0, 1)
+            pixels = decode(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         images[index] = resize_and_crop(pixels, preprocessing)
