@@ -1,0 +1,219 @@
+"""A speech model as a folder that describes itself: nothing about it is restated elsewhere.
+
+    bundle.json         kind, name, version, model, features, alphabet, decoding, language_model, language_code
+    model.safetensors   the network's weights and the features' mean and standard deviation
+    lm.binary           optional KenLM model, with lm.words beside it
+    README.md           model card: training data, licence, measured results
+
+Only JSON, safetensors and KenLM files are read, never a pickle, and no name in the folder leads out of it.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from asr_server.alphabet import Alphabet
+from asr_server.beam_search import DecodingOptions
+from asr_server.features import FeatureConfig, Features
+from asr_server.language_model import LanguageModel
+from asr_server.model import DeepSpeech, DeepSpeechConfig
+
+KIND = "speech"
+DESCRIPTION, WEIGHTS, CARD = "bundle.json", "model.safetensors", "README.md"
+KEYS = ("kind", "name", "version", "model", "features", "alphabet", "decoding", "language_model", "language_code")
+SHIPPED = Path(__file__).parent / "models"  # the bundles of the package
+Config = TypeVar("Config")
+
+
+class BundleError(ValueError):
+    """A folder that is not a bundle this version can load; the text names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class SpeechBundle:
+    """A loaded model and everything needed to use it. The network is in evaluation mode, without gradients."""
+
+    name: str
+    version: str
+    folder: Path
+    features: Features
+    model: DeepSpeech
+    alphabet: Alphabet
+    language_model: LanguageModel | None
+    decoding: DecodingOptions
+    language_code: str = "en-US"
+    card: str = ""
+
+
+def find(folder: Path) -> list[Path]:
+    """Bundle folders of kind speech directly under a models directory, sorted by name."""
+    if not folder.is_dir():
+        raise BundleError(f"models directory {str(folder)!r} does not exist")
+    described = [path.parent for path in sorted(folder.glob(f"*/{DESCRIPTION}"))]
+    return [path for path in described if _description(path).get("kind") == KIND]
+
+
+def load(folder: Path) -> SpeechBundle:
+    """Read a bundle; BundleError says which file is missing, broken or of another version."""
+    description = _description(folder)
+    where = folder / DESCRIPTION
+    if description.get("kind") != KIND:
+        raise BundleError(f"{where}: kind is {description.get('kind')!r}, a speech bundle's is {KIND!r}")
+    wrong = sorted(set(KEYS) ^ set(description))
+    if wrong:
+        raise BundleError(f"{where}: keys {wrong} are unknown or missing; a speech bundle has exactly {list(KEYS)}")
+    features = Features(_config(FeatureConfig, description["features"], f"{where}: features"))
+    config = _config(DeepSpeechConfig, description["model"], f"{where}: model")
+    alphabet = _alphabet(description["alphabet"], where)
+    if (config.features, config.symbols) != (features.config.size, len(alphabet)):
+        raise BundleError(
+            f"{where}: the model takes {config.features} features and gives {config.symbols} symbols, "
+            f"but there are {features.config.size} and {len(alphabet)}"
+        )
+    model = DeepSpeech(config)
+    _load_weights(folder / WEIGHTS, features, model)
+    return SpeechBundle(
+        name=_text(description, "name", where),
+        version=_text(description, "version", where),
+        folder=folder,
+        features=features,
+        model=model,
+        alphabet=alphabet,
+        language_model=_language_model(folder, description["language_model"]),
+        decoding=_config(DecodingOptions, description["decoding"], f"{where}: decoding"),
+        language_code=_text(description, "language_code", where),
+        card=_card(folder),
+    )
+
+
+def save(bundle: SpeechBundle, language_model: Path | None = None) -> None:
+    """Write `bundle.folder`, which is made when missing. `language_model` is copied in, with its .words beside it."""
+    folder = bundle.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    copied = None
+    if language_model is not None:
+        copied = f"lm{language_model.suffix}"
+        for suffix in (language_model.suffix, ".words"):
+            source, target = language_model.with_suffix(suffix), folder / f"lm{suffix}"
+            if source.exists() and source.resolve() != target.resolve():
+                shutil.copyfile(source, target)
+    description = {
+        "kind": KIND,
+        "name": bundle.name,
+        "version": bundle.version,
+        "model": asdict(bundle.model.config),
+        "features": asdict(bundle.features.config),
+        "alphabet": list(bundle.alphabet.labels),
+        "decoding": asdict(bundle.decoding),
+        "language_model": copied,
+        "language_code": bundle.language_code,
+    }
+    tensors = {f"{part}.{name}": tensor.contiguous() for part, name, tensor in _tensors(bundle.features, bundle.model)}
+    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, a server runs as another user
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(bundle.card, encoding="utf-8")
+
+
+def _tensors(features: Features, model: DeepSpeech) -> list[tuple[str, str, Any]]:
+    modules = (("features", features), ("model", model))
+    return [(part, name, tensor) for part, module in modules for name, tensor in module.state_dict().items()]
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    where = folder / DESCRIPTION
+    try:
+        description = json.loads(where.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{where}: cannot be read: {error.strerror}. A bundle is a folder with this file") from error
+    except ValueError as error:
+        raise BundleError(f"{where}: not JSON: {error}") from error
+    if not isinstance(description, dict):
+        raise BundleError(f"{where}: holds a {type(description).__name__}, not an object")
+    return description
+
+
+def _config(kind: type[Config], values: object, where: str) -> Config:
+    """A configuration from JSON; missing keys take their defaults, unknown ones are an error."""
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise BundleError(f"{where} is {values!r}, not an object")
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise BundleError(f"{where} has unknown keys {unknown}. Select from {sorted(known)}")
+    for name, value in values.items():
+        example = known[name].default
+        number = isinstance(example, int | float) and not isinstance(example, bool)
+        optional = example is None and (value is None or isinstance(value, int))
+        fits = isinstance(value, type(example)) or (number and isinstance(value, int | float))
+        if not (fits or optional) or (number and (isinstance(value, bool) or _fraction_for_integer(value, example))):
+            raise BundleError(f"{where}: {name} is {value!r}, of the wrong type; {example!r} would fit")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise BundleError(f"{where}: {error}") from error
+
+
+def _fraction_for_integer(value: object, example: object) -> bool:
+    return isinstance(example, int) and not isinstance(value, int)
+
+
+def _alphabet(labels: object, where: Path) -> Alphabet:
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise BundleError(f"{where}: alphabet is {labels!r}, not a list of strings")
+    try:
+        return Alphabet(tuple(labels))
+    except ValueError as error:
+        raise BundleError(f"{where}: {error}") from error
+
+
+def _text(description: dict[str, Any], key: str, where: Path) -> str:
+    value = description[key]
+    if not isinstance(value, str) or not value:
+        raise BundleError(f"{where}: {key} is {value!r}, not a text")
+    return value
+
+
+def _load_weights(path: Path, features: Features, model: DeepSpeech) -> None:
+    """Load with exactly the expected names and shapes, and freeze."""
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path}: cannot be read as safetensors: {error}") from error
+    expected = {f"{part}.{name}": tensor.shape for part, name, tensor in _tensors(features, model)}
+    wrong = sorted(name for name in expected.keys() | found.keys() if _shape(found, name) != expected.get(name))
+    if wrong:
+        raise BundleError(f"{path}: does not fit the model of {DESCRIPTION}: {', '.join(wrong[:5])}")
+    for part, module in (("features.", features), ("model.", model)):
+        state = {name.removeprefix(part): tensor for name, tensor in found.items() if name.startswith(part)}
+        module.load_state_dict(state)
+        module.eval().requires_grad_(False)
+
+
+def _shape(tensors: dict[str, Any], name: str) -> object:
+    return tensors[name].shape if name in tensors else None
+
+
+def _language_model(folder: Path, name: object) -> LanguageModel | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        raise BundleError(f"{folder / DESCRIPTION}: language_model is {name!r}, not a file name in this folder")
+    path = folder / name
+    if path.resolve().parent != folder.resolve():
+        raise BundleError(f"{path}: leads out of the bundle to {path.resolve()}")
+    try:
+        return LanguageModel(path)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+
+
+def _card(folder: Path) -> str:
+    path = folder / CARD
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

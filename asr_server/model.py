@@ -1,0 +1,222 @@
+"""Deep Speech (Hannun et al. 2014, arXiv 1412.5567): five layers, one of them recurrent, and a softmax over letters.
+
+Dimension letters: B batch, T input frames, N output frames (T / stride, rounded up), F features, C context frames on
+each side, H hidden, V symbols, K chunks. `forward` and `step` are two doors to the same private functions.
+
+Streaming a bidirectional layer: the forward state is carried for ever; the backward recurrence starts from zero
+`right` frames after the end of each chunk of `frames` and is kept for the chunk only. Latency: one chunk, its right
+context and the C frames of layer 1.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from asr_server.features import FeatureConfig
+from asr_server.recurrence import recur
+
+NORMALISATIONS = ("none", "layer")
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How the backward recurrence is cut, in output frames: chunks of `frames`, each with `right` frames after it."""
+
+    frames: int
+    right: int
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.right < 0:
+            raise ValueError(f"chunk of {self.frames} with right context {self.right}: at least 1 and 0 frames")
+
+
+@dataclass(frozen=True)
+class DeepSpeechConfig:
+    """Size and shape. The paper: width 2048, context 5, 7 or 9, clip 20, dropout 0.05 to 0.1, no normalisation."""
+
+    features: int = 81
+    symbols: int = 29
+    width: int = 2048
+    context: int = 9
+    stride: int = 2
+    dropout: float = 0.05
+    clip: float = 20.0
+    normalisation: str = "none"
+    chunk: int | None = None  # output frames; None: the backward recurrence waits for the end of the utterance
+    right: int = 0
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("features", "symbols", "width", "stride")}
+        for name, value in sizes.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}: at least 1")
+        if self.context < 0 or not 0 <= self.dropout < 1 or self.clip <= 0:
+            raise ValueError(
+                f"context {self.context}, dropout {self.dropout}, clip {self.clip}: "
+                "context is not negative, dropout in [0, 1), clip positive"
+            )
+        if self.normalisation not in NORMALISATIONS:
+            raise ValueError(f"normalisation is {self.normalisation!r}. Select one of {NORMALISATIONS}")
+        _ = self.chunking
+
+    @property
+    def chunking(self) -> Chunking | None:
+        """How a stream is cut; None when it is not."""
+        return None if self.chunk is None else Chunking(self.chunk, self.right)
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """What a stream carries. `heard`: the input frames that later windows of layer 1 still need, with the zeros before
+    the first frame. `pending`: inputs of the recurrence whose outputs wait for their right context."""
+
+    heard: Tensor  # (T, F)
+    pending: Tensor  # (N, H)
+    forward: Tensor  # (1, H)
+
+
+class DeepSpeech(nn.Module):
+    """Normalised features to log probabilities of symbols (natural logarithm)."""
+
+    def __init__(self, config: DeepSpeechConfig) -> None:
+        super().__init__()
+        self.config = config
+        window = (2 * config.context + 1) * config.features
+        self.dense = nn.ModuleList(_Dense(size, config) for size in (window, config.width, config.width))
+        self.recurrent_input = nn.Linear(config.width, config.width)  # W4 and b4, shared by the directions
+        self.recurrent_norm = _normalisation(config)
+        self.forward_weight = nn.Parameter(_recurrent_weight(config.width))
+        self.backward_weight = nn.Parameter(_recurrent_weight(config.width))
+        self.merge = _Dense(config.width, config)
+        self.output = nn.Linear(config.width, config.symbols)
+        nn.init.zeros_(self.recurrent_input.bias)
+
+    def frame_seconds(self, features: FeatureConfig) -> float:
+        """Seconds from one output frame to the next."""
+        return features.hop_seconds * self.config.stride
+
+    def forward(self, features: Tensor, lengths: Tensor, chunking: Chunking | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, F), (B,) -> (B, N, V), (B,). What lies after an utterance's end never changes its result."""
+        valid = torch.arange(features.shape[1], device=features.device) < lengths[:, None]
+        edge = self.config.context
+        padded = functional.pad(features * valid[..., None], (0, 0, edge, edge))
+        lengths = (lengths + self.config.stride - 1) // self.config.stride
+        inputs = self._recurrent_inputs(padded).transpose(0, 1)  # (N, B, H)
+        ended = torch.arange(len(inputs), device=lengths.device)[:, None] >= lengths
+        inputs = inputs.masked_fill(ended[..., None], float("-inf"))
+        start = inputs.new_zeros(inputs.shape[1:])
+        states = self._ahead(inputs, start) + self._behind(inputs, chunking)
+        return self._log_probs(states).transpose(0, 1), lengths
+
+    def initial_state(self) -> ModelState:
+        """State of a stream that has heard nothing: the context before the first frame is zero."""
+        new = self.recurrent_input.bias.new_zeros
+        return ModelState(
+            new(self.config.context, self.config.features), new(0, self.config.width), new(1, self.config.width)
+        )
+
+    def step(self, features: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
+        """(T, F) -> (N, V) for the chunks that these frames complete; N may be 0."""
+        state = self._hear(features, state)
+        probabilities = []
+        cut = self.config.chunking
+        while cut and len(state.pending) >= cut.frames + cut.right:
+            chunk, state = self._emit(state, cut)
+            probabilities.append(chunk)
+        return self._join(probabilities), state
+
+    def finish(self, state: ModelState) -> Tensor:
+        """The rest of the stream, (N, V): the context after the last frame is zero."""
+        state = self._hear(state.heard.new_zeros(self.config.context, self.config.features), state)
+        cut = self.config.chunking or Chunking(max(1, len(state.pending)), 0)
+        probabilities = []
+        while len(state.pending):
+            chunk, state = self._emit(state, cut)
+            probabilities.append(chunk)
+        return self._join(probabilities)
+
+    def _hear(self, features: Tensor, state: ModelState) -> ModelState:
+        """Carry new frames through layers 1 to 3 as far as their context is known."""
+        heard = torch.cat([state.heard, features])
+        inputs = self._recurrent_inputs(heard[None])[0]
+        heard = heard[len(inputs) * self.config.stride :].clone()
+        return replace(state, heard=heard, pending=torch.cat([state.pending, inputs]))
+
+    def _emit(self, state: ModelState, cut: Chunking) -> tuple[Tensor, ModelState]:
+        """One chunk of output from the pending frames, and the state after it."""
+        inputs = state.pending[: cut.frames + cut.right, None]  # (N, 1, H)
+        ahead = self._ahead(inputs[: cut.frames], state.forward)
+        behind = self._backward_states(inputs)[: cut.frames]
+        left = replace(state, pending=state.pending[cut.frames :].clone(), forward=ahead[-1])
+        return self._log_probs(ahead + behind)[:, 0], left
+
+    def _join(self, chunks: list[Tensor]) -> Tensor:
+        return torch.cat(chunks) if chunks else self.output.bias.new_zeros(0, self.config.symbols)
+
+    def _recurrent_inputs(self, padded: Tensor) -> Tensor:
+        """(B, T + 2 C, F) -> (B, N, H): layers 1 to 3 and W4 h3 + b4, for every window that is complete."""
+        size, stride = 2 * self.config.context + 1, self.config.stride
+        if padded.shape[1] < size:
+            return padded.new_zeros(len(padded), 0, self.config.width)
+        hidden = padded.unfold(1, size, stride).transpose(2, 3).flatten(2)  # (B, N, (2 C + 1) F)
+        for layer in self.dense:
+            hidden = layer(hidden)
+        inputs: Tensor = self.recurrent_norm(self.recurrent_input(hidden))
+        return inputs
+
+    def _ahead(self, inputs: Tensor, state: Tensor) -> Tensor:
+        """Forward states, (N, B, H) from the state (B, H) before the first frame."""
+        return recur(inputs, self.forward_weight, state, self.config.clip)
+
+    def _behind(self, inputs: Tensor, chunking: Chunking | None) -> Tensor:
+        """Backward states, (N, B, H). Chunks run beside each other as one larger batch, N + R steps in all."""
+        if chunking is None:
+            return self._backward_states(inputs)
+        frames, batch, width = inputs.shape
+        chunks = -(-frames // chunking.frames)
+        after = chunks * chunking.frames + chunking.right - frames
+        padded = functional.pad(inputs, (0, 0, 0, 0, 0, after), value=float("-inf"))
+        windows = padded.unfold(0, chunking.frames + chunking.right, chunking.frames)  # (K, B, H, chunk + right)
+        states = self._backward_states(windows.permute(3, 0, 1, 2).flatten(1, 2))[: chunking.frames]
+        states = states.reshape(-1, chunks, batch, width).transpose(0, 1)  # (K, chunk, B, H)
+        return states.reshape(-1, batch, width)[:frames]
+
+    def _backward_states(self, inputs: Tensor) -> Tensor:
+        start = inputs.new_zeros(inputs.shape[1:])
+        return recur(inputs, self.backward_weight, start, self.config.clip, reverse=True)
+
+    def _log_probs(self, states: Tensor) -> Tensor:
+        """Layer 5 and the softmax on the summed directions, (N, B, H) -> (N, B, V)."""
+        log_probs: Tensor = functional.log_softmax(self.output(self.merge(states)).float(), dim=-1)
+        return log_probs
+
+
+class _Dense(nn.Module):
+    """A clipped-ReLU layer with dropout, the same weights at every frame."""
+
+    def __init__(self, inputs: int, config: DeepSpeechConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, config.width)
+        self.norm = _normalisation(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.clip = config.clip
+        nn.init.kaiming_normal_(self.linear.weight, nonlinearity="relu")
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self.dropout(self.norm(self.linear(inputs)).clamp(0, self.clip))
+        return hidden
+
+
+def _normalisation(config: DeepSpeechConfig) -> nn.Module:
+    return nn.LayerNorm(config.width) if config.normalisation == "layer" else nn.Identity()
+
+
+def _recurrent_weight(width: int) -> Tensor:
+    """A scaled identity plus a little noise: units that remember for between one and about ten frames.
+
+    A ReLU recurrence learns from the identity (Le et al. 2015, arXiv 1504.00941); below one it cannot run away.
+    """
+    return torch.diag(torch.empty(width).uniform_(0.0, 0.9)) + torch.randn(width, width) * (0.2 / width**0.5)

@@ -1,0 +1,55 @@
+"""The paper's recurrent layer without gates: h_t = g(z_t + W h_{t-1}), g(x) = min(max(x, 0), clip).
+
+A loop of autograd operations would keep every step's graph; this function keeps only the states, steps in place and
+computes the weight's gradient as one large matrix product.
+Dimension letters: T frames, B batch, H hidden. Time comes first, so that every step reads one contiguous block.
+"""
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+
+def recur(inputs: Tensor, weight: Tensor, initial: Tensor, clip: float, *, reverse: bool = False) -> Tensor:
+    """(T, B, H), (H, H), (B, H) -> states (T, B, H). In reverse the recurrence runs from the last frame to the first.
+
+    An input of -inf makes the state zero, whatever came before: padding is written that way.
+    """
+    with torch.autocast(device_type=inputs.device.type, enabled=False):  # errors would add up over the frames
+        states = _Recurrence.apply(inputs.float(), weight.float(), initial.float(), clip, reverse)
+    return cast(Tensor, states)
+
+
+class _Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, initial: Tensor, clip: float, reverse: bool) -> Tensor:
+        states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
+        previous = initial
+        for t in _order(len(inputs), reverse):
+            torch.addmm(inputs[t], previous, weight.t(), out=states[t])
+            previous = states[t].clamp_(0, clip)
+        ctx.save_for_backward(weight, initial, states)
+        ctx.clip, ctx.reverse = clip, reverse
+        return states
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, initial, states = ctx.saved_tensors
+        (outer,) = gradients
+        open_gate = (states > 0) & (states < ctx.clip)  # where the clipped ReLU passes a gradient
+        inner = torch.empty_like(states)  # gradient at the inputs
+        following = torch.zeros_like(initial)
+        for t in _order(len(states), not ctx.reverse):
+            torch.addmm(outer[t], following, weight, out=inner[t])
+            following = inner[t].mul_(open_gate[t])
+        before, after = (states[1:], inner[:-1]) if ctx.reverse else (states[:-1], inner[1:])
+        first = inner[-1:] if ctx.reverse else inner[:1]  # one frame, or none when there are no frames
+        weight_gradient = after.flatten(0, 1).t() @ before.flatten(0, 1)
+        if len(first):
+            weight_gradient.addmm_(first[0].t(), initial)
+        return inner, weight_gradient, following @ weight, None, None
+
+
+def _order(frames: int, reverse: bool) -> range:
+    return range(frames - 1, -1, -1) if reverse else range(frames)

@@ -1,0 +1,207 @@
+"""Batches of utterances of similar length, from manifests to padded features.
+
+Dimension letters: B batch, T frames, F features, S symbols of a transcript.
+Log spectra are computed once and kept in memory in half precision (about 60 MB an hour of audio).
+"""
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from asr_server.alphabet import Alphabet
+from asr_server.features import Features
+from training.augment import AugmentOptions, Spectrum, augment
+from training.speech_manifest import Utterance, read_manifest
+from training.trainer import rank_and_world
+
+
+class Batch(NamedTuple):
+    """Padded log features before normalisation (NaN where masked) and padded symbol indices."""
+
+    spectra: Tensor  # (B, T, F)
+    frames: Tensor  # (B,)
+    targets: Tensor  # (B, S)
+    symbols: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which utterances are used and how they are put together; seconds of audio."""
+
+    batch_seconds: float = 120.0
+    batch_utterances: int = 64
+    longest: float = 20.0
+    shortest_first: bool = True  # in the first epoch (SortaGrad, Amodei et al. 2015)
+    seed: int = 0
+
+
+class SpeechDataset(Dataset[Batch]):
+    """Log spectra and symbols of utterances; an item is a whole batch, because the sampler decides what goes together.
+
+    With augmentation every (seed, epoch, utterance) gives its own version, the same again in a resumed run.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        features: Features,
+        alphabet: Alphabet,
+        augmentation: AugmentOptions | None = None,
+        noises: Sequence[Spectrum] = (),
+        seed: int = 0,
+    ) -> None:
+        self.utterances, self.augmentation, self.noises, self.seed = utterances, augmentation, noises, seed
+        self.symbols = [_symbols(utterance, alphabet) for utterance in utterances]
+        kept: dict[Path, NDArray[np.float16]] = {}
+        for utterance in tqdm(utterances, "features", unit="utterance", disable=None, leave=False):
+            if utterance.audio not in kept:
+                kept[utterance.audio] = spectrum_of(utterance, features).astype(np.float16)
+        self.spectra = [kept[utterance.audio] for utterance in utterances]
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, place: tuple[int, list[int]]) -> Batch:
+        """The batch of (epoch, indices)."""
+        epoch, indices = place
+        return collate([(self._spectrum(epoch, index), self.symbols[index]) for index in indices])
+
+    def _spectrum(self, epoch: int, index: int) -> Spectrum:
+        spectrum = self.spectra[index].astype(np.float32)
+        if self.augmentation is None:
+            return spectrum
+        generator = np.random.default_rng((self.seed, epoch, index))
+        return augment(spectrum, self.augmentation, generator, self.noises)
+
+
+class BucketSampler(Sampler[tuple[int, list[int]]]):
+    """(epoch, indices) of batches of neighbours in length: so many seconds of padded audio, so many utterances.
+
+    The sizes of the batches never change; who is whose neighbour and the order of the batches are functions of the
+    seed and the epoch, so a resumed run sees the same ones. With several processes each takes every n-th batch;
+    batches left over after the last full round come in another epoch's order.
+    """
+
+    def __init__(self, durations: Sequence[float], options: DataOptions, shuffle: bool = True) -> None:
+        self.durations, self.options, self.shuffle = durations, options, shuffle
+        self.rank, self.processes = rank_and_world()
+        self.epoch = 0
+        self.sizes = _batch_sizes(sorted(durations), options)
+        if shuffle and len(self.sizes) < self.processes:
+            raise ValueError(f"{len(self.sizes)} batches are too few for {self.processes} processes: make them smaller")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return len(self.sizes) // self.processes
+        return len(range(self.rank, len(self.sizes), self.processes))
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        batches = self._batches()
+        if self.shuffle:
+            if self.epoch > 0 or not self.options.shortest_first:
+                random.Random(f"order {self.options.seed} {self.epoch}").shuffle(batches)
+            del batches[len(self) * self.processes :]
+        return iter([(self.epoch, batch) for batch in batches[self.rank :: self.processes]])
+
+    def _batches(self) -> list[list[int]]:
+        """Indices sorted by length, with a little noise when shuffled, and cut."""
+        generator = random.Random(f"neighbours {self.options.seed} {self.epoch}")
+        noise = 0.05 if self.shuffle else 0.0
+        near = [duration * generator.uniform(1 - noise, 1 + noise) for duration in self.durations]
+        order = iter(sorted(range(len(near)), key=near.__getitem__))
+        return [list(itertools.islice(order, size)) for size in self.sizes]
+
+
+def _batch_sizes(durations: Sequence[float], options: DataOptions) -> list[int]:
+    """Cut ascending durations into batches that stay within the limits; a very long utterance is alone."""
+    sizes: list[int] = []
+    for duration in durations:
+        full = sizes and (sizes[-1] == options.batch_utterances or duration * (sizes[-1] + 1) > options.batch_seconds)
+        if not sizes or full:
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
+
+
+def _symbols(utterance: Utterance, alphabet: Alphabet) -> list[int]:
+    try:
+        return alphabet.encode(utterance.text)
+    except ValueError as error:
+        raise ValueError(f"{utterance.audio}: {error}") from None
+
+
+def spectrum_of(utterance: Utterance, features: Features) -> Spectrum:
+    """Log spectrum of one recording before normalisation, (T, F)."""
+    with torch.no_grad():
+        spectrum: Spectrum = features.spectrum(torch.from_numpy(utterance.samples(features.config.sample_rate))).numpy()
+    return spectrum
+
+
+def collate(items: Sequence[tuple[Spectrum, list[int]]]) -> Batch:
+    """Pad to the longest."""
+    frames = torch.tensor([len(spectrum) for spectrum, _ in items])
+    symbols = torch.tensor([len(ids) for _, ids in items])
+    spectra = torch.zeros(len(items), int(frames.max()), items[0][0].shape[1])
+    targets = torch.zeros(len(items), int(symbols.max()), dtype=torch.long)
+    for row, (spectrum, ids) in enumerate(items):
+        spectra[row, : len(spectrum)] = torch.from_numpy(spectrum)
+        targets[row, : len(ids)] = torch.tensor(ids)
+    return Batch(spectra, frames, targets, symbols)
+
+
+def statistics(dataset: SpeechDataset, limit: int = 2000) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per feature, (F,), (F,), over evenly chosen utterances of the data."""
+    chosen = dataset.spectra[:: max(1, len(dataset) // limit)]
+    frames = np.concatenate([spectrum.astype(np.float64) for spectrum in chosen])
+    deviation = np.maximum(frames.std(axis=0), 1e-3)  # silence only: nothing to scale
+    return torch.from_numpy(frames.mean(axis=0)).float(), torch.from_numpy(deviation).float()
+
+
+class SpeechData(pl.LightningDataModule):
+    """Batches of the training and the validation manifests; a training manifest named twice counts double."""
+
+    def __init__(
+        self,
+        train: Sequence[Path],
+        validation: Sequence[Path],
+        features: Features,
+        alphabet: Alphabet,
+        options: DataOptions,
+        augmentation: AugmentOptions | None = None,
+        noises: Sequence[Path] = (),
+    ) -> None:
+        super().__init__()
+        self.options = options
+        found = [utterance for path in train for utterance in read_manifest(path)]
+        usable = [utterance for utterance in found if utterance.duration <= options.longest]
+        if not usable:
+            raise ValueError(f"none of the {len(found)} training utterances is at most {options.longest} s long")
+        sounds = [spectrum_of(noise, features) for path in noises for noise in read_manifest(path, text=False)]
+        self.train_set = SpeechDataset(usable, features, alphabet, augmentation, sounds, options.seed)
+        spoken = [utterance for path in validation for utterance in read_manifest(path)]
+        self.validation_set = SpeechDataset(spoken, features, alphabet)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.validation_set, shuffle=False)
+
+    def _loader(self, data: SpeechDataset, shuffle: bool) -> DataLoader[Batch]:
+        sampler = BucketSampler([utterance.duration for utterance in data.utterances], self.options, shuffle)
+        return DataLoader(data, sampler=sampler, batch_size=None)

@@ -1,0 +1,71 @@
+"""Manifests: one utterance a line as JSON, {"audio_filepath", "text", "duration", ...}, as NVIDIA NeMo writes them.
+
+A relative audio path starts at the manifest's own folder, so a folder of data can be moved as a whole.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest. `duration` in seconds; `speaker` is empty when the manifest does not say."""
+
+    audio: Path
+    text: str
+    duration: float
+    speaker: str = ""
+
+    def samples(self, rate: int) -> NDArray[np.float32]:
+        """The recording as mono in [-1, 1], (S,); ValueError when it is missing, broken or of another rate."""
+        try:
+            samples, found = soundfile.read(self.audio, dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{self.audio}: cannot be read as audio: {error}") from error
+        if found != rate:
+            raise ValueError(f"{self.audio}: has {found} Hz, the features need {rate} Hz; convert the data first")
+        mono: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
+        return mono
+
+
+def read_manifest(path: Path, text: bool = True) -> list[Utterance]:
+    """All utterances of one file in its order; ValueError names the file and the line of what is wrong.
+
+    Noises have no text: `text` False does not ask for it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as a manifest: {error}") from error
+    utterances = [_utterance(line, path, number, text) for number, line in enumerate(lines, 1) if line.strip()]
+    if not utterances:
+        raise ValueError(f"{path}: has no utterances")
+    return utterances
+
+
+def _utterance(line: str, path: Path, number: int, text: bool) -> Utterance:
+    where = f"{path}, line {number}"
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: a line is one JSON object, not {type(entry).__name__}")
+    needed: dict[str, type | tuple[type, ...]] = {"audio_filepath": str, "duration": (int, float)}
+    if text:
+        needed["text"] = str
+    for key, kinds in needed.items():
+        if key not in entry:
+            raise ValueError(f"{where}: {key!r} is missing; a line needs {', '.join(needed)}")
+        if not isinstance(entry[key], kinds) or isinstance(entry[key], bool):
+            raise ValueError(f"{where}: {key!r} is {entry[key]!r}, of the wrong type")
+    audio = path.parent / entry["audio_filepath"]
+    if not audio.is_file():
+        raise ValueError(f"{where}: there is no audio file {audio}")
+    words = " ".join(entry.get("text", "").lower().split())
+    return Utterance(audio, words, float(entry["duration"]), str(entry.get("speaker", "")))

@@ -1,0 +1,138 @@
+"""`python -m training.fit speech`: manifests in, checkpoints out; training.export makes a bundle of one."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from asr_server.alphabet import Alphabet
+from asr_server.features import FeatureConfig
+from asr_server.model import NORMALISATIONS, DeepSpeechConfig
+from training.augment import AugmentOptions
+from training.speech_data import DataOptions, SpeechData, statistics
+from training.speech_module import OPTIMISERS, OptimiserOptions, SpeechModule
+from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the recipe; the network's defaults are the paper's."""
+    _add_data_arguments(parser)
+    _add_network_arguments(parser)
+    _add_optimiser_arguments(parser)
+    add_trainer_arguments(parser, epochs=20)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, or go on with a training that was killed."""
+    checkpoint = checkpoint_to_resume(args)
+    trainer = build_trainer(args, monitor="val_wer_whole")  # seeds the weights too
+    module = SpeechModule(
+        FeatureConfig(),
+        _model_config(args),
+        Alphabet(),
+        OptimiserOptions(
+            name=args.optimiser,
+            rate=args.learning_rate,
+            warmup_steps=args.warmup_steps,
+            weight_decay=args.weight_decay,
+            momentum=args.momentum,
+            annealing=args.annealing,
+        ),
+        args.chunked_share,
+        args.seed,
+    )
+    data = SpeechData(
+        args.train,
+        args.validation,
+        module.features,
+        module.alphabet,
+        DataOptions(args.batch_seconds, args.batch_utterances, args.longest, not args.random_first_epoch, args.seed),
+        None if args.no_augmentation else _augmentation(args),
+        args.noise,
+    )
+    if args.initial:
+        _load(module, args.initial)
+    else:
+        module.features.set_statistics(*statistics(data.train_set))
+    trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    options, changes = DataOptions(), AugmentOptions()
+    data = parser.add_argument_group("data", "manifests: a JSON object a line with audio_filepath, duration and text")
+    data.add_argument(
+        "--train", type=Path, nargs="+", required=True, metavar="JSONL", help="one named twice counts double"
+    )
+    data.add_argument("--validation", type=Path, nargs="+", required=True, metavar="JSONL")
+    data.add_argument("--batch-seconds", type=float, default=options.batch_seconds, help="default: %(default)s")
+    data.add_argument("--batch-utterances", type=int, default=options.batch_utterances, help="default: %(default)s")
+    data.add_argument("--longest", type=float, default=options.longest, help="seconds; default: %(default)s")
+    data.add_argument("--random-first-epoch", action="store_true", help="do not begin with the short utterances")
+    change = parser.add_argument_group("augmentation", "each epoch hears another version of an utterance")
+    change.add_argument("--no-augmentation", action="store_true")
+    change.add_argument("--noise", type=Path, nargs="*", default=[], metavar="JSONL", help="manifests of noises")
+    change.add_argument("--noise-share", type=float, default=changes.noise, help="default: %(default)s")
+    change.add_argument("--tempo", type=float, default=changes.tempo, help="1 -+ this; default: %(default)s")
+    change.add_argument("--pitch", type=float, default=changes.pitch, help="1 -+ this; default: %(default)s")
+    change.add_argument("--time-masks", type=float, default=changes.time_masks, help="a second; default: %(default)s")
+    change.add_argument("--frequency-masks", type=int, default=changes.frequency_masks, help="default: %(default)s")
+
+
+def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    config = DeepSpeechConfig()
+    network = parser.add_argument_group("network", "the defaults are the paper's")
+    network.add_argument("--initial", type=Path, metavar="CKPT", help="begin with the weights of this checkpoint")
+    network.add_argument("--width", type=int, default=config.width, help="units a layer; default: %(default)s")
+    network.add_argument("--context", type=int, default=config.context, help="frames each side; default: %(default)s")
+    network.add_argument("--stride", type=int, default=config.stride, help="frames a step; default: %(default)s")
+    network.add_argument("--dropout", type=float, default=config.dropout, help="default: %(default)s")
+    network.add_argument(
+        "--normalisation", choices=NORMALISATIONS, default=config.normalisation, help="before each ReLU"
+    )
+    network.add_argument("--chunk", type=int, help="output frames of a streaming chunk; default: wait for the end")
+    network.add_argument("--right", type=int, default=config.right, help="its right context; default: %(default)s")
+    network.add_argument("--chunked-share", type=float, default=0.0, help="share of the steps trained in chunks")
+
+
+def _add_optimiser_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = OptimiserOptions()
+    recipe = parser.add_argument_group("optimiser", "sgd is the paper's: Nesterov momentum, annealed every epoch")
+    recipe.add_argument("--optimiser", choices=OPTIMISERS, default=defaults.name, help="default: %(default)s")
+    recipe.add_argument("--learning-rate", type=float, default=defaults.rate, help="default: %(default)s")
+    recipe.add_argument("--warmup-steps", type=int, default=defaults.warmup_steps, help="adamw; default: %(default)s")
+    recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="adamw; default: %(default)s")
+    recipe.add_argument("--momentum", type=float, default=defaults.momentum, help="sgd; default: %(default)s")
+    recipe.add_argument("--annealing", type=float, default=defaults.annealing, help="sgd; default: %(default)s")
+
+
+def _model_config(args: argparse.Namespace) -> DeepSpeechConfig:
+    if args.chunked_share and args.chunk is None:
+        raise ValueError(f"--chunked-share {args.chunked_share} needs --chunk: how many frames a chunk has")
+    return DeepSpeechConfig(
+        width=args.width,
+        context=args.context,
+        stride=args.stride,
+        dropout=args.dropout,
+        normalisation=args.normalisation,
+        chunk=args.chunk,
+        right=args.right,
+    )
+
+
+def _augmentation(args: argparse.Namespace) -> AugmentOptions:
+    return AugmentOptions(
+        tempo=args.tempo,
+        pitch=args.pitch,
+        noise=args.noise_share,
+        time_masks=args.time_masks,
+        frequency_masks=args.frequency_masks,
+    )
+
+
+def _load(module: SpeechModule, path: Path) -> None:
+    """Weights and feature statistics of another run, whose network must have the same shape."""
+    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"--initial {path}: another network: {str(error).splitlines()[-1].strip()}") from error
