@@ -1,0 +1,34 @@
+"""A bigram model over the words "a", "b" and "ab" whose numbers can be added up by hand (logarithms to base 10)."""
+
+from pathlib import Path
+
+WORDS = ("a", "ab", "b")
+ARPA = """\\data\\
+ngram 1=6
+ngram 2=4
+
+\\1-grams:
+-2.0\t<unk>\t0
+-99\t<s>\t-0.5
+-1.0\t</s>
+-0.5\ta\t-0.25
+-0.75\tb\t-0.125
+-1.25\tab\t-0.0625
+
+\\2-grams:
+-0.25\t<s> a
+-0.375\ta b
+-0.5\tb </s>
+-0.875\tab a
+
+\\end\\
+"""
+
+
+def write(folder: Path, words: bool = True) -> Path:
+    """The model, and its word list beside it."""
+    path = folder / "toy.arpa"
+    path.write_text(ARPA)
+    if words:
+        path.with_suffix(".words").write_text("\n".join(WORDS))
+    return path
