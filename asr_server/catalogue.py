@@ -1,0 +1,49 @@
+"""The loaded models of a server, and the choice among them that a request makes by name and language."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from asr_server.recognizer import Engine
+
+# Names that clients of the Google contract send out of habit; each means the default model.
+DEFAULT_NAMES = ("default", "latest_long", "latest_short", "command_and_search", "phone_call", "video", "telephony")
+
+
+class Catalogue:
+    """Engines by name; the first one that speaks a request's language is its default."""
+
+    def __init__(self, engines: Iterable[Engine]) -> None:
+        self._engines = {engine.name: engine for engine in engines}
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter(self._engines.values())
+
+    def choose(self, name: str, language_code: str) -> Engine:
+        """ValueError when no model has that name or speaks that language."""
+        if name not in self._engines and name not in ("", *DEFAULT_NAMES):
+            raise ValueError(
+                f"Invalid recognition 'config': model '{name}' is not known. "
+                f"Select one of {{{', '.join(self._engines)}}}, or leave it out for the default."
+            )
+        if not language_code:
+            raise ValueError(
+                f"Invalid recognition 'config': language_code is empty. Select one of {{{self._languages()}}}."
+            )
+        candidates = [self._engines[name]] if name in self._engines else list(self._engines.values())
+        for engine in candidates:
+            if _same_language(engine.language_code, language_code):
+                return engine
+        raise ValueError(
+            f"Invalid recognition 'config': language_code '{language_code}' is not supported by "
+            f"{f'model {name!r}' if name in self._engines else 'any model'}. Select one of {{{self._languages()}}}."
+        )
+
+    def _languages(self) -> str:
+        return ", ".join(sorted({engine.language_code for engine in self._engines.values()}))
+
+
+def _same_language(ours: str, asked: str) -> bool:
+    """BCP-47 tags compare without case; "en" asks for any English."""
+    ours, asked = ours.lower(), asked.lower()
+    return asked in (ours, ours.split("-")[0])
