@@ -1,5 +1,6 @@
 """The search against every path there is, on matrices small enough to enumerate, and against sums made by hand."""
 
+import gc
 import itertools
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from asr_server.alphabet import Alphabet
 from asr_server.beam_search import BeamSearch, DecodingOptions, Hypothesis, greedy
 from asr_server.language_model import LanguageModel
+from asr_server.prefix_tree import Prefix
 
 LETTERS = Alphabet(("", " ", "a", "b"))
 EXACT = DecodingOptions(
@@ -141,7 +143,7 @@ def test_a_lexicon_keeps_an_unfinished_word_rather_than_nothing(tmp_path: Path) 
 
 
 def test_four_frames_by_hand() -> None:
-    """Frames a, blank, a, b where the first three are certain: only "aab" with P = 0.75 and "aa" with P = 0.25 exist."""
+    """Frames a, blank, a are certain and then b is likely: only "aab" with 0.75 and "aa" with 0.25 exist."""
     log_probs = np.full((4, 4), -np.inf)
     log_probs[0, 2] = log_probs[1, 0] = log_probs[2, 2] = 0.0
     log_probs[3] = np.log([0.125, 1e-300, 0.125, 0.75])
@@ -203,7 +205,8 @@ def test_nothing_heard_is_the_empty_text(model: LanguageModel) -> None:
     search.advance(np.zeros((0, 4)))
     (silence,) = search.finish()
     end = (-0.5 - 1.0) * math.log(10)  # <s> has back-off -0.5
-    assert silence == Hypothesis("", pytest.approx(0.75 * end), 0.0, pytest.approx(end), (), 1.0)
+    assert (silence.text, silence.words, silence.acoustic_score, silence.confidence) == ("", (), 0.0, 1.0)
+    assert silence.lm_score == pytest.approx(end) and silence.score == pytest.approx(0.75 * end)
 
 
 def test_a_frame_without_any_probability_only_takes_time() -> None:
@@ -231,20 +234,17 @@ def test_n_best_is_a_limit() -> None:
     assert len(wide) == 7 and 1 <= len(narrow) <= 3
 
 
-def test_the_tree_holds_only_what_the_beam_needs(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tree_holds_only_what_the_beam_needs(model: LanguageModel) -> None:
     """A long stream whose beams share all but the last words leaves about one node per symbol of the text."""
-    import gc
-
-    from asr_server import prefix_tree
-
     search = BeamSearch(DecodingOptions(beam_width=16), LETTERS, model)
     for seed in range(20):
         search.advance(matrix(seed, 100, sharpness=4.0))
     gc.collect()
-    nodes = sum(type(item) is prefix_tree.Prefix for item in gc.get_objects())
+    nodes = sum(type(item) is Prefix for item in gc.get_objects())
     assert len(search.best().text) <= nodes < 2 * len(search.best().text) + 16 * 50
     del search
-    assert not any(type(item) is prefix_tree.Prefix for item in gc.get_objects())
+    gc.collect()
+    assert not any(type(item) is Prefix for item in gc.get_objects())
 
 
 def test_greedy_collapses_the_likeliest_path() -> None:
@@ -259,16 +259,18 @@ def test_greedy_collapses_the_likeliest_path() -> None:
     assert greedy(np.zeros((0, 4)), LETTERS) == Hypothesis("", 0.0, 0.0, 0.0, (), 1.0)
 
 
-@given(
-    frames=st.integers(1, 4), spot=st.tuples(st.integers(0, 3), st.integers(0, 3)), bad=st.sampled_from([np.nan, 0.1])
-)
-@pytest.mark.parametrize("decode", [lambda m: BeamSearch(EXACT, LETTERS, None).decode(m), lambda m: greedy(m, LETTERS)])
+Decode = Callable[[Matrix], Any]
+DECODERS: list[Decode] = [lambda m: BeamSearch(EXACT, LETTERS, None).decode(m), lambda m: greedy(m, LETTERS)]
+
+
+@pytest.mark.parametrize("decode", DECODERS, ids=["beam", "greedy"])
+@given(frames=st.integers(1, 4), frame=st.integers(0, 3), symbol=st.integers(0, 3), bad=st.sampled_from([np.nan, 0.1]))
 def test_what_is_not_a_log_probability_is_refused(
-    decode: Callable[[Matrix], Any], frames: int, spot: tuple[int, int], bad: float
+    decode: Decode, frames: int, frame: int, symbol: int, bad: float
 ) -> None:
     log_probs = matrix(0, frames)
-    log_probs[spot[0] % frames, spot[1]] = bad
-    with pytest.raises(ValueError, match="NaN, first in frame|natural logarithms, at most 0"):
+    log_probs[frame % frames, symbol] = bad
+    with pytest.raises(ValueError, match=r"NaN, first in frame|natural logarithms, at most 0"):
         decode(log_probs)
 
 
