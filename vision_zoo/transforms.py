@@ -30,8 +30,8 @@ class Preprocessing:
     crop: float = 1.0
     interpolation: str = "bicubic"
     normalisation: str = "whitening"
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         _choose("resize", self.resize, RESIZE_MODES)

@@ -1,0 +1,210 @@
+"""A model folder that describes itself.
+
+    FOLDER/bundle.json         kind, name, version, architecture, labels, preprocessing
+    FOLDER/model.safetensors   weights, without the auxiliary head
+    FOLDER/README.md           model card: training data, licence, measured results
+
+Only JSON and safetensors are read: loading a bundle never runs code from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import save_file
+from torch import nn
+
+from vision_zoo import zoo
+from vision_zoo.nasnet import NASNetConfig
+from vision_zoo.transforms import Preprocessing
+
+DESCRIPTION, WEIGHTS, CARD = "bundle.json", "model.safetensors", "README.md"
+KIND = "vision"
+SHIPPED = Path(__file__).with_name("models")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_T = TypeVar("_T")
+_KEYS = {"kind", "name", "version", "architecture", "labels", "preprocessing"}
+
+
+class BundleError(ValueError):
+    """A folder is no bundle of this kind; the text names the file and the rule."""
+
+
+@dataclass(frozen=True)
+class VisionBundle:
+    """A network in evaluation mode and all that is needed to use it. labels[i] names logit i."""
+
+    name: str
+    version: str
+    folder: Path
+    architecture: zoo.Architecture
+    model: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    card: str
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load(folder: Path) -> VisionBundle:
+    """Reads a bundle; raises BundleError."""
+    description = _description(folder)
+    if description.get("kind") != KIND:
+        raise BundleError(f"{folder / DESCRIPTION}: kind {description.get('kind')!r} is not {KIND!r}")
+    _same_keys(description, _KEYS, f"{folder / DESCRIPTION}")
+    try:
+        architecture = _architecture(description["architecture"])
+        preprocessing = _read(Preprocessing, description["preprocessing"], "preprocessing")
+        labels = _labels(description["labels"], architecture.num_classes)
+        name, version = _name(description["name"]), _convert(str, description["version"], "version")
+        model = zoo.build(architecture)
+        zoo.load_weights(model, zoo.read_weights(_inside(folder, WEIGHTS)))
+    except ValueError as error:
+        raise BundleError(f"bundle {folder}: {error}") from error
+    card = _inside(folder, CARD)
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return VisionBundle(name, version, folder, architecture, model.eval(), labels, preprocessing, text)
+
+
+def save(
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    model: nn.Module,
+    labels: tuple[str, ...],
+    preprocessing: Preprocessing,
+    card: str,
+) -> VisionBundle:
+    """Writes a bundle (over an older one in the same folder) and reads it back. Raises BundleError."""
+    try:
+        architecture = zoo.describe(model)
+        if isinstance(architecture, zoo.NASNetArchitecture):
+            architecture = replace(architecture, config=replace(architecture.config, auxiliary=False))
+        description = {
+            "kind": KIND,
+            "name": _name(name),
+            "version": version,
+            "architecture": _architecture_json(architecture),
+            "labels": list(_labels(list(labels), architecture.num_classes)),
+            "preprocessing": dataclasses.asdict(preprocessing),
+        }
+    except ValueError as error:
+        raise BundleError(f"bundle {name}: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        key: value.detach().cpu().contiguous()
+        for key, value in model.state_dict().items()
+        if not key.startswith("auxiliary.")
+    }
+    save_file(weights, folder / WEIGHTS)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    return load(folder)
+
+
+def find(models: Path) -> list[Path]:
+    """The folders of vision bundles directly in `models`, by name; other kinds and files are passed over."""
+    if not models.is_dir():
+        raise BundleError(f"models folder {models} does not exist")
+    folders = sorted(path.parent for path in models.glob(f"*/{DESCRIPTION}"))
+    return [folder for folder in folders if _description(folder).get("kind") == KIND]
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    file = _inside(folder, DESCRIPTION)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}") from None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{file} must hold a JSON object")
+    return content
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder; a link that leads out of it is refused."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"{file} leads out of its bundle")
+    return file
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"name {value!r} must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
+    return value
+
+
+def _labels(value: object, num_classes: int) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(label, str) and label for label in value):
+        raise ValueError("labels must be a list of non-empty texts")
+    if len(set(value)) != len(value) or len(value) != num_classes:
+        raise ValueError(f"labels must be {num_classes} different texts, one per logit, not {len(value)}")
+    return tuple(value)
+
+
+def _architecture(raw: object) -> zoo.Architecture:
+    if not isinstance(raw, dict):
+        raise ValueError("architecture must be an object")
+    rest = {key: value for key, value in raw.items() if key != "family"}
+    match raw.get("family"):
+        case "nasnet":
+            _same_keys(rest, {"config", "genotype"}, "architecture")
+            config = _read(NASNetConfig, rest["config"], "architecture.config")
+            return zoo.NASNetArchitecture(config, _convert(str, rest["genotype"], "genotype"))
+        case "timm":
+            return _read(zoo.TimmArchitecture, rest, "architecture")
+        case family:
+            raise ValueError(f"architecture family {family!r} is unknown; choose from ['nasnet', 'timm']")
+
+
+def _architecture_json(architecture: zoo.Architecture) -> dict[str, Any]:
+    family = "nasnet" if isinstance(architecture, zoo.NASNetArchitecture) else "timm"
+    return {"family": family, **dataclasses.asdict(architecture)}
+
+
+def _same_keys(raw: dict[str, Any], expected: set[str], where: str) -> None:
+    if unknown := sorted(raw.keys() - expected):
+        raise BundleError(f"{where}: unknown keys {unknown}; known are {sorted(expected)}")
+    if missing := sorted(expected - raw.keys()):
+        raise BundleError(f"{where}: missing keys {missing}")
+
+
+def _read(kind: type[_T], raw: object, where: str) -> _T:
+    """A JSON object -> a frozen dataclass; fields left out keep their defaults, unknown ones are refused."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} must be an object")
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(raw.keys() - hints.keys()):
+        raise ValueError(f"{where}: unknown keys {unknown}; known are {sorted(hints)}")
+    try:
+        return kind(**{key: _convert(hints[key], value, f"{where}.{key}") for key, value in raw.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """JSON value -> the type of a field: a plain type, `X | None`, or a tuple of floats."""
+    if isinstance(hint, types.UnionType):
+        return None if value is None else _convert(typing.get_args(hint)[0], value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{where} {value!r} must be a list")
+        return tuple(_convert(float, item, where) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where} {value!r} must be of type {hint.__name__}")
+    return value
