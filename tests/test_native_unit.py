@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vision_zoo.cells import CellOptions, Unit
-from vision_zoo.native import accelerate
 from vision_zoo.nasnet import NASNet, NASNetConfig
+from vision_zoo.native import accelerate
 
 OPTIONS = CellOptions(batch_norm_eps=1e-5, batch_norm_momentum=0.1)
 CASES = [  # inputs, filters, kernel, stride, side
@@ -52,8 +52,8 @@ def test_native_equals_plain(inputs: int, filters: int, kernel: int, stride: int
     for (name, expected), actual in zip(plain.named_parameters(), native.parameters(), strict=True):
         assert expected.grad is not None and actual.grad is not None
         assert distance(expected.grad, actual.grad) < 1e-5, name
-    for (name, expected), actual in zip(plain.named_buffers(), native.buffers(), strict=True):
-        assert distance(expected.float(), actual.float()) < 1e-5, name
+    for (name, kept), other in zip(plain.named_buffers(), native.buffers(), strict=True):
+        assert distance(kept.float(), other.float()) < 1e-5, name
 
 
 def test_a_whole_network_trains_alike_and_serves_the_plain_code() -> None:

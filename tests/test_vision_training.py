@@ -21,7 +21,7 @@ from training.vision_data import SeededBatches, hold_out, load_folder
 from training.vision_module import VisionOptions, augment
 from vision_zoo.transforms import Preprocessing
 
-TINY = ["--cells", "1", "--filters", "24", "--stem-stride", "2", "--batch-size", "8", "--validation", "8", "--quiet"]
+TINY = ["--cells", "1", "--filters", "48", "--stem-stride", "2", "--batch-size", "8", "--validation", "8", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,9 @@ def test_augmentation_crops_flips_and_cuts_out() -> None:
     assert torch.equal(cut[cut != 0], ramp[cut != 0])
     moved = augment(ramp, VisionOptions(crop_padding=2, flip=False, cutout=0))
     assert moved.shape == ramp.shape
-    assert set(moved[:, 0, 4, 4].tolist()) <= {float(8 * (4 + y) + 4 + x + 1) for y in range(-2, 3) for x in range(-2, 3)}
+    assert set(moved[:, 0, 4, 4].tolist()) <= {
+        float(8 * (4 + y) + 4 + x + 1) for y in range(-2, 3) for x in range(-2, 3)
+    }
 
 
 def test_a_run_learns_and_writes_what_it_promises(folder: Path, tmp_path: Path) -> None:
@@ -114,7 +116,9 @@ def test_a_run_learns_and_writes_what_it_promises(folder: Path, tmp_path: Path) 
     assert (tmp_path / "best.ckpt").exists() and list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_a_second_run_into_the_same_folder_needs_resume(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_run_into_the_same_folder_needs_resume(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "last.ckpt").touch()
     with pytest.raises(SystemExit) as stop:
         main(["vision", "--data", str(folder), "--out", str(tmp_path), *TINY])
@@ -161,7 +165,8 @@ out, processes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 data = LabelledImages(*torch.load(out + "/data.pt"), labels=("a", "b"))
 network = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 2))
 network.load_state_dict(torch.load(out + "/weights.pt"))
-module = VisionModule(network, Preprocessing(size=8), VisionOptions(crop_padding=0, flip=False, cutout=0))
+options = VisionOptions(crop_padding=0, flip=False, cutout=0)
+module = VisionModule(network, {}, ["a", "b"], Preprocessing(size=8), options)
 
 class Keep(pl.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
@@ -191,5 +196,3 @@ def test_two_processes_give_the_gradient_of_the_joined_batch(tmp_path: Path) -> 
     for expected, actual in zip(one, two, strict=True):
         assert float(expected.abs().sum()) > 0
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
-
-

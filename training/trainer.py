@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import lightning_fabric.utilities.seed as lightning_seed
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.warnings import disable_possible_user_warnings
 from pytorch_lightning import callbacks as lightning_callbacks
 from pytorch_lightning import loggers
 
@@ -106,8 +106,8 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def _silence() -> None:
-    """Lightning's advice about workers, versions and devices is not what a user of these commands needs to read."""
-    os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")
+    """Lightning's advice about workers, intervals and devices is not what a user of these commands needs to read."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*directory .* exists and is not empty.*", ".*LeafSpec.*"):
+    disable_possible_user_warnings()
+    for message in (".*exists and is not empty.*", ".*LeafSpec.*"):
         warnings.filterwarnings("ignore", message)

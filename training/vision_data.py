@@ -5,6 +5,7 @@ Layout: FOLDER/<class>/<image>, as torchvision's ImageFolder. Dimension letters:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ def load_folder(folder: Path, preprocessing: Preprocessing) -> LabelledImages:
         raise ValueError(f"{folder} must hold one folder of images per class: {error}") from None
     size = preprocessing.size
     if (needed := len(found.samples) * 3 * size * size) > MEMORY_LIMIT:
-        raise ValueError(f"{len(found.samples)} images of {size} pixels need {needed >> 20} MiB; at most {MEMORY_LIMIT >> 20}")
+        raise ValueError(
+            f"{len(found.samples)} images of {size} pixels need {needed >> 20} MiB; at most {MEMORY_LIMIT >> 20}"
+        )
     images = torch.empty(len(found.samples), 3, size, size, dtype=torch.uint8)
 
     def place(index: int) -> None:
@@ -89,11 +92,13 @@ class SeededBatches:
     def __len__(self) -> int:
         if self.shuffle:
             return self.count // (self.batch_size * self.world)
-        return len(range(self.rank, self.count, self.world)) // self.batch_size + 1
+        return math.ceil(len(range(self.rank, self.count, self.world)) / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
         if not self.shuffle:
-            yield from (part for part in torch.arange(self.rank, self.count, self.world).split(self.batch_size))
+            for start in range(self.rank, self.count, self.world * self.batch_size):
+                stop = min(self.count, start + self.world * self.batch_size)
+                yield torch.arange(start, stop, self.world)
             return
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed * 100_003 + self.epoch))
         step = self.batch_size * self.world
@@ -124,4 +129,4 @@ class VisionData(pl.LightningDataModule):
 
     def _loader(self, data: LabelledImages, batch_size: int, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         batches = SeededBatches(len(data.targets), batch_size, self.seed, shuffle)
-        return DataLoader(_Batches(data), sampler=batches, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(_Batches(data), sampler=batches, batch_size=None)

@@ -6,10 +6,12 @@ Source: Zoph et al. 2017, appendix A (CIFAR-10); cutout: DeVries and Taylor 2017
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -52,11 +54,23 @@ def augment(images: Tensor, options: VisionOptions) -> Tensor:
 
 
 class VisionModule(pl.LightningModule):
-    """Batches are (images uint8 (B, 3, S, S), targets (B,)); logs train_loss, val_loss, val_top1 (percent)."""
+    """Batches are (images uint8 (B, 3, S, S), targets (B,)); logs train_loss, val_loss, val_top1 (percent).
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, options: VisionOptions) -> None:
+    architecture and labels are kept in the checkpoint, so that training.export can make a bundle of it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        architecture: Mapping[str, object],
+        labels: Sequence[str],
+        preprocessing: Preprocessing,
+        options: VisionOptions,
+    ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        described = {"architecture": dict(architecture), "labels": list(labels), "preprocessing": asdict(preprocessing)}
+        self.save_hyperparameters(described)
+        self.network = network.to(memory_format=torch.channels_last)
         self.preprocessing, self.options = preprocessing, options
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -91,11 +105,14 @@ class VisionModule(pl.LightningModule):
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """SGD; a short linear warm-up, then one cosine period to zero. No decay on biases and batch norm."""
         weights = [p for p in self.network.parameters() if p.ndim > 1]
         others = [p for p in self.network.parameters() if p.ndim <= 1]
-        groups = [{"params": weights, "weight_decay": self.options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, object]] = [
+            {"params": weights, "weight_decay": self.options.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.SGD(
             groups, self.options.learning_rate, momentum=self.options.momentum, nesterov=self.options.nesterov
         )

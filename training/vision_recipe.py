@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -20,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--data", type=Path, required=True, metavar="DIR", help="training images, one folder per class")
     data.add_argument("--validation", type=int, default=5000, help="images held out of it (default: %(default)s)")
     network = parser.add_argument_group("network", "NASNet-A N@P for small images")
-    network.add_argument("--cells", type=int, default=CIFAR.cells, help="N, normal cells a stage (default: %(default)s)")
+    network.add_argument(
+        "--cells", type=int, default=CIFAR.cells, help="N, normal cells a stage (default: %(default)s)"
+    )
     network.add_argument("--filters", type=int, default=CIFAR.filters, help="P, final channels (default: %(default)s)")
     network.add_argument("--stem-stride", type=int, default=1, help="2 quarters the work (default: %(default)s)")
     network.add_argument("--input-size", type=int, default=32, help="side in pixels (default: %(default)s)")
@@ -30,15 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--batch-size", type=int, default=32, help="images a process and step (default: %(default)s)")
     recipe.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="default: %(default)s")
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="default: %(default)s")
-    recipe.add_argument("--warmup", type=float, default=defaults.warmup, help="share of the steps (default: %(default)s)")
+    recipe.add_argument(
+        "--warmup", type=float, default=defaults.warmup, help="share of the steps (default: %(default)s)"
+    )
     recipe.add_argument("--label-smoothing", type=float, default=0.0, help="default: %(default)s")
     recipe.add_argument("--cutout", type=int, default=defaults.cutout, help="side, 0 for none (default: %(default)s)")
     recipe.add_argument("--crop-padding", type=int, default=defaults.crop_padding, help="default: %(default)s")
-    recipe.add_argument("--auxiliary-weight", type=float, default=defaults.auxiliary_weight, help="default: %(default)s")
+    recipe.add_argument(
+        "--auxiliary-weight", type=float, default=defaults.auxiliary_weight, help="default: %(default)s"
+    )
     add_trainer_arguments(parser, epochs=600)
 
 
-def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
+def build_network(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[str, object]]:
+    """-> the network, and what a bundle says of it."""
+    if args.filters < 48:  # torch 2.14 corrupts memory in the channels-last gradient of one-channel convolutions
+        raise ValueError(f"--filters {args.filters} makes cells of one channel; training needs at least 48")
     config = NASNetConfig(
         cells=args.cells,
         filters=args.filters,
@@ -53,7 +63,7 @@ def build_network(args: argparse.Namespace, num_classes: int) -> nn.Module:
         from vision_zoo.native import accelerate  # builds a C++ extension on first use
 
         accelerate(network)
-    return network
+    return network, {"family": "nasnet", "config": asdict(config), "genotype": "nasnet-a"}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     preprocessing = Preprocessing(size=args.input_size)
     everything = load_folder(args.data, preprocessing)
     train, validation = hold_out(everything, args.validation, args.seed)
-    network = build_network(args, len(everything.labels))
+    network, architecture = build_network(args, len(everything.labels))
     options = VisionOptions(
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
@@ -72,6 +82,6 @@ def run(args: argparse.Namespace) -> None:
         crop_padding=args.crop_padding,
         cutout=args.cutout,
     )
-    module = VisionModule(network, preprocessing, options)
+    module = VisionModule(network, architecture, everything.labels, preprocessing, options)
     data = VisionData(train, validation, args.batch_size, args.seed)
     trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)

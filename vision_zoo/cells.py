@@ -41,9 +41,13 @@ class CellGenotype:
     def __post_init__(self) -> None:
         for index, block in enumerate(self.blocks, start=2):
             if unknown := set(block.operations) - set(OPERATIONS):
-                raise ValueError(f"unknown operations {sorted(unknown)} in block {index}; choose from {sorted(OPERATIONS)}")
+                raise ValueError(
+                    f"unknown operations {sorted(unknown)} in block {index}; choose from {sorted(OPERATIONS)}"
+                )
             if block.combination not in COMBINATIONS:
-                raise ValueError(f"unknown combination {block.combination!r} in block {index}; choose from {COMBINATIONS}")
+                raise ValueError(
+                    f"unknown combination {block.combination!r} in block {index}; choose from {COMBINATIONS}"
+                )
             if not all(0 <= state < index for state in block.inputs):
                 raise ValueError(f"block {index} reads states {block.inputs}; it may read 0 to {index - 1}")
         states = len(self.blocks) + 2
@@ -149,7 +153,9 @@ def plain_unit(unit: Unit, x: Tensor) -> Tensor:
     return y
 
 
-def relu_conv_bn(inputs: int, filters: int, kernel: int, stride: int, options: CellOptions, dilation: int = 1) -> nn.Module:
+def relu_conv_bn(
+    inputs: int, filters: int, kernel: int, stride: int, options: CellOptions, dilation: int = 1
+) -> nn.Module:
     if kernel == 1:
         return Unit(inputs, filters, 0, stride, options)
     convolution = SameConv2d(inputs, filters, kernel, stride, dilation)
@@ -168,9 +174,7 @@ def _factorised_conv(inputs: int, filters: int, kernel: int, stride: int, option
 
 def _separable(inputs: int, filters: int, kernel: int, stride: int, options: CellOptions) -> nn.Module:
     """(ReLU, depthwise, pointwise, batch norm) twice; the stride is on the first depthwise."""
-    return nn.Sequential(
-        Unit(inputs, filters, kernel, stride, options), Unit(filters, filters, kernel, 1, options)
-    )
+    return nn.Sequential(Unit(inputs, filters, kernel, stride, options), Unit(filters, filters, kernel, 1, options))
 
 
 def _pool(kind: str, inputs: int, filters: int, kernel: int, stride: int, options: CellOptions) -> nn.Module:
@@ -262,7 +266,8 @@ class FactorisedReduction(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         shifted = F.pad(x, (-1, 1, -1, 1))  # drop the first row and column, zeros at the end
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        y: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        return y
 
 
 def adjust_previous(previous: int, filters: int, halve: bool, options: CellOptions) -> nn.Module:
@@ -319,10 +324,14 @@ class Cell(nn.Module):
             left = self._operate(2 * index, states[block.inputs[0]])
             right = self._operate(2 * index + 1, states[block.inputs[1]])
             states.append(left + right if block.combination == "add" else torch.cat([left, right], dim=1))
-        outputs = [self.project[str(s)](states[s]) if str(s) in self.project else states[s] for s in self.genotype.output]
+        outputs = [
+            self.project[str(s)](states[s]) if str(s) in self.project else states[s] for s in self.genotype.output
+        ]
         return torch.cat(outputs, dim=1)
 
     def _operate(self, index: int, x: Tensor) -> Tensor:
         operation = self.operations[index]
-        y = operation(x)
-        return y if isinstance(operation, nn.Identity) else self.drop_path(y)
+        y: Tensor = operation(x)
+        if not isinstance(operation, nn.Identity):
+            y = self.drop_path(y)
+        return y

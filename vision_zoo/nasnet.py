@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -48,7 +47,9 @@ class NASNetConfig:
         if self.filters <= 0 or self.filters % 24:
             raise ValueError(f"filters {self.filters} must be a positive multiple of 24 (six outputs, two doublings)")
         if self.stem == "imagenet" and (self.filters // 24) % 4:
-            raise ValueError(f"filters {self.filters} must be a multiple of 96: the ImageNet stem cells are F/4 and F/2 wide")
+            raise ValueError(
+                f"filters {self.filters} must be a multiple of 96: the ImageNet stem cells are F/4 and F/2 wide"
+            )
         if self.stem_stride not in (1, 2) or (self.stem_stride == 2 and self.stem == "imagenet"):
             raise ValueError(f"stem_stride {self.stem_stride} must be 1 or, with the CIFAR stem only, 2")
         if self.cells < 1:

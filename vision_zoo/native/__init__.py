@@ -52,6 +52,8 @@ def native_unit(unit: Unit, x: Tensor) -> Tensor:
         x.permute(0, 2, 3, 1), taps, pointwise, norm.weight, norm.bias, kernel, stride, norm.eps
     )
     count = y.numel() // y.shape[-1]
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    assert norm.momentum is not None  # the cells' batch norms keep statistics, with an exponential average
     with torch.no_grad():
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
@@ -168,7 +170,9 @@ def _library() -> ctypes.CDLL:
 def _compile(source: Path, target: Path) -> None:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        raise RuntimeError(f"the native kernel needs a C++ compiler, and {compiler!r} is not there: install g++ or set CXX")
+        raise RuntimeError(
+            f"the native kernel needs a C++ compiler, and {compiler!r} is not there: install g++ or set CXX"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(f".{os.getpid()}")  # several processes may compile at once; renaming is atomic
     includes = [f"-I{path}" for path in cpp_extension.include_paths()]
