@@ -14,13 +14,20 @@ class Catalogue:
     """Engines by name; the first one that speaks a request's language is its default."""
 
     def __init__(self, engines: Iterable[Engine]) -> None:
-        self._engines = {engine.name: engine for engine in engines}
+        self._engines: dict[str, Engine] = {}
+        for engine in engines:
+            if engine.name in self._engines:
+                folders = f"{self._engines[engine.name].bundle.folder} and {engine.bundle.folder}"
+                raise ValueError(f"two speech models are called '{engine.name}': {folders}")
+            self._engines[engine.name] = engine
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines.values())
 
     def choose(self, name: str, language_code: str) -> Engine:
         """ValueError when no model has that name or speaks that language."""
+        if not self._engines:
+            raise ValueError("Invalid recognition 'config': this server has no speech model.")
         if name not in self._engines and name not in ("", *DEFAULT_NAMES):
             raise ValueError(
                 f"Invalid recognition 'config': model '{name}' is not known. "

@@ -7,10 +7,17 @@ exact transcripts, word times and pauses from the real engine, service and serve
 
 from __future__ import annotations
 
+import asyncio
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from asr_server import bundle
 from asr_server.alphabet import Alphabet
@@ -20,6 +27,7 @@ from asr_server.features import FeatureConfig, Features
 from asr_server.model import DeepSpeech, DeepSpeechConfig
 from asr_server.pcm import Samples
 from asr_server.recognizer import Engine
+from asr_server.server import Running, ServerOptions, running
 
 RATE = 16000
 TONE, GAP = 0.12, 0.08  # seconds of one letter and of the silence after it
@@ -53,13 +61,13 @@ def tone_model() -> DeepSpeech:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-        first, *others = model.dense
+        first, *others = [cast(nn.Linear, layer.linear) for layer in model.dense]
         for unit in range(config.width):
             nearest = round(PITCH * (unit + 1) * (features.filters + 1) / (RATE / 2)) - 1  # the filter at that pitch
-            first.linear.weight[unit, nearest] = 1.0
-        first.linear.bias.fill_(-1.0)  # tones give about +6 in their filter, everything else less than 0
-        for layer in (*others, model.merge):
-            layer.linear.weight.copy_(torch.eye(config.width))
+            first.weight[unit, nearest] = 1.0
+        first.bias.fill_(-1.0)  # tones give about +6 in their filter, everything else less than 0
+        for layer in (*others, model.merge.linear):
+            layer.weight.copy_(torch.eye(config.width))
         model.recurrent_input.weight.copy_(torch.eye(config.width))
         model.forward_weight.copy_(0.1 * torch.eye(config.width))
         model.backward_weight.copy_(0.1 * torch.eye(config.width))
@@ -89,3 +97,31 @@ def save_toy_bundle(models: Path, name: str = "tones", language_code: str = "en-
 def toy_engine(models: Path) -> Engine:
     """The engine of a toy bundle written into a models directory."""
     return Engine(bundle.load(save_toy_bundle(models)))
+
+
+@contextmanager
+def serving(options: ServerOptions) -> Iterator[Running]:
+    """The whole server on a loopback port, in a thread with an event loop of its own."""
+    answers: queue.Queue[Running | BaseException] = queue.Queue()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def run() -> None:
+        try:
+            async with running(options) as server:
+                answers.put(server)
+                await stop.wait()
+        except BaseException as error:
+            answers.put(error)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
+    thread.start()
+    try:
+        answer = answers.get(timeout=60)
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

@@ -50,8 +50,8 @@ def test_a_long_utterance_ends_at_a_blank() -> None:
 
 
 def test_speech_borders() -> None:
+    assert Endpointer(OPTIONS, 0.1).speech_start is None
     endpointer = Endpointer(OPTIONS, 0.1)
-    assert endpointer.speech_start is None
     endpointer.advance(*frames((3, 1.0, QUIET), (5, 0.1, LOUD), (4, 1.0, QUIET)))
     assert (endpointer.speech_start, endpointer.speech_end) == (3, 8)
 
@@ -67,5 +67,5 @@ def test_any_cut_gives_the_same_answer() -> None:
 
 
 def test_options_must_grow() -> None:
-    with pytest.raises(ValueError, match="lead_in 1.0, silence 0.8"):
+    with pytest.raises(ValueError, match=r"lead_in 1\.0, silence 0\.8"):
         EndpointOptions(lead_in=1.0)

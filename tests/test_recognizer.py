@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,7 +100,9 @@ def test_interims_grow_and_finals_close(engine: Engine) -> None:
 
 def test_no_interims_unless_asked(engine: Engine) -> None:
     samples = speak("hello")
-    assert all(isinstance(e, Result) and e.is_final for e in listen(engine, samples, StreamOptions(), in_pieces(samples)))
+    assert all(
+        isinstance(e, Result) and e.is_final for e in listen(engine, samples, StreamOptions(), in_pieces(samples))
+    )
 
 
 def test_activity_events(engine: Engine) -> None:

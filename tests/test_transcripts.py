@@ -51,5 +51,5 @@ def test_long_utterances_become_several_captions() -> None:
 
 
 def test_unknown_format() -> None:
-    with pytest.raises(ValueError, match="'doc' is not known. Select one of {txt, json, srt, vtt}"):
+    with pytest.raises(ValueError, match=r"'doc' is not known\. Select one of \{txt, json, srt, vtt\}"):
         render(TRANSCRIPT, "doc")

@@ -1,0 +1,238 @@
+"""`asr-server serve` and `asr-server transcribe`: arguments, the terminal, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from asr_server import client, server
+from asr_server.client import ClientError, ClientOptions, Heard
+from asr_server.recognizer import Engine
+from asr_server.server import Running, ServerOptions
+from asr_server.service import Limits
+from asr_server.transcripts import FORMATS, Segment, Transcript, render
+
+_SERVE = """\
+Serve speech recognition and image classification on one port, with health and reflection.
+
+The models are bundles: folders that describe themselves. Requests choose one by name; the first of a language is the
+default. Stop with Ctrl-C or SIGTERM: calls in progress may end.
+"""
+_SERVE_EXAMPLES = """\
+examples:
+  asr-server serve                                     the shipped models on 127.0.0.1:50051
+  asr-server serve --host 0.0.0.0 --port 8000 --models /srv/models
+"""
+_TRANSCRIBE = """\
+Transcribe files or a microphone through a running server, or without one (--local).
+
+Interim text is shown in place while it changes, on a terminal; finished utterances stay. Any format that libsndfile
+reads can be sent: WAV, FLAC, Ogg, MP3, AIFF and more.
+"""
+_TRANSCRIBE_EXAMPLES = """\
+examples:
+  asr-server transcribe talk.wav                       text on standard output
+  asr-server transcribe --format srt --output subtitles/ *.flac
+  asr-server transcribe --realtime --server 10.0.0.5:50051 talk.wav
+  asr-server transcribe --local talk.wav               no server needed
+  asr-server transcribe --microphone                   until Ctrl-C
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 where something could not be done, 2 for wrong arguments."""
+    args = parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        sys.stderr.close()  # the interpreter would complain once more on its way out
+        return 0
+    except (ClientError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="asr-server", description="Streaming speech recognition: the server and its client."
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    text = argparse.RawDescriptionHelpFormatter
+    _add_serve(
+        commands.add_parser(
+            "serve", help="start the server", description=_SERVE, epilog=_SERVE_EXAMPLES, formatter_class=text
+        )
+    )
+    _add_transcribe(
+        commands.add_parser(
+            "transcribe",
+            help="turn audio into text",
+            description=_TRANSCRIBE,
+            epilog=_TRANSCRIBE_EXAMPLES,
+            formatter_class=text,
+        )
+    )
+    return top
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    usual, limits = ServerOptions(), Limits()
+    command.set_defaults(run=_serve)
+    command.add_argument("--host", default=usual.host, help="address to listen on (default: %(default)s)")
+    command.add_argument("--port", type=int, default=usual.port, help="0 takes any free one (default: %(default)s)")
+    command.add_argument(
+        "--models",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder with speech and vision bundles; may be given again (default: the shipped models)",
+    )
+    command.add_argument(
+        "--threads", type=int, default=usual.threads, help="threads that work on speech (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-calls",
+        type=int,
+        default=limits.calls,
+        help="speech calls at once; more get RESOURCE_EXHAUSTED (default: %(default)s)",
+    )
+    command.add_argument(
+        "--max-stream-seconds",
+        type=float,
+        default=limits.stream_seconds,
+        metavar="S",
+        help="longest stream of audio (default: %(default)g)",
+    )
+    command.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=limits.idle_seconds,
+        metavar="S",
+        help="end a stream when no message came for so long (default: %(default)g)",
+    )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = ServerOptions(
+        host=args.host,
+        port=args.port,
+        models=tuple(args.models) if args.models else server.SHIPPED,
+        threads=args.threads,
+        limits=Limits(calls=args.max_calls, stream_seconds=args.max_stream_seconds, idle_seconds=args.idle_seconds),
+    )
+    asyncio.run(server.serve(options, _announce))
+    print("stopped", flush=True)
+    return 0
+
+
+def _announce(running: Running) -> None:
+    print(f"speech models: {', '.join(running.speech_models) or 'none'}")
+    print(f"vision models: {', '.join(running.vision_models) or 'none'}")
+    print(f"listening on {running.address} (Ctrl-C stops)", flush=True)
+
+
+def _add_transcribe(command: argparse.ArgumentParser) -> None:
+    usual = ClientOptions()
+    command.set_defaults(run=_transcribe)
+    command.add_argument("files", nargs="*", type=Path, metavar="FILE", help="recordings to transcribe")
+    command.add_argument("--microphone", action="store_true", help="listen instead of reading files, until Ctrl-C")
+    command.add_argument("--device", help="the microphone's name or number (default: the system's)")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument("--server", default=usual.server, metavar="HOST:PORT", help="(default: %(default)s)")
+    where.add_argument("--local", action="store_true", help="recognise in this process, without a server")
+    command.add_argument(
+        "--models", type=Path, action="append", metavar="DIR", help="bundles for --local (default: the shipped ones)"
+    )
+    command.add_argument("--model", default=usual.model, help="name of the model (default: the server's default)")
+    command.add_argument("--language", default=usual.language_code, metavar="TAG", help="(default: %(default)s)")
+    command.add_argument("--realtime", action="store_true", help="send files no faster than they were spoken")
+    command.add_argument("--no-interim", action="store_true", help="finished utterances only")
+    command.add_argument(
+        "--format", choices=FORMATS, default="txt", help="(default: %(default)s, one utterance a line)"
+    )
+    command.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="write here instead of to standard output: a file, or an existing folder that gets one file a recording",
+    )
+
+
+def _transcribe(args: argparse.Namespace) -> int:
+    if args.microphone == bool(args.files):
+        raise ClientError("name one or more files, or say --microphone")
+    if args.output and len(args.files) > 1 and not args.output.is_dir():
+        raise ClientError(f"--output {args.output} is not a folder, and {len(args.files)} recordings need one")
+    engine = _local_engine(args) if args.local else None
+    for path in args.files or [None]:
+        _transcribe_one(args, path, engine)
+    return 0
+
+
+def _transcribe_one(args: argparse.Namespace, path: Path | None, engine: Engine | None) -> None:
+    chunks = client.file_chunks(path) if path else client.microphone_chunks(_stop_on_interrupt(), args.device)
+    if args.realtime and path:
+        chunks = client.paced(chunks)
+    if engine:
+        heard = client.hear_locally(chunks, engine, not args.no_interim)
+    else:
+        options = ClientOptions(args.server, args.model, args.language, not args.no_interim)
+        heard = client.hear_remotely(chunks, options)
+    # Text for the eyes is shown as it is found; everything else is written when it is whole.
+    live = args.output is None and args.format == "txt"
+    transcript = Transcript(str(path or "microphone"), tuple(_collect(heard, live)))
+    if not live:
+        _write(render(transcript, args.format), args.output, path, args.format)
+
+
+def _stop_on_interrupt() -> threading.Event:
+    """The first Ctrl-C ends the recording, so that its last words are still recognised; the second one the program."""
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop.set()
+
+    signal.signal(signal.SIGINT, interrupt)
+    return stop
+
+
+def _local_engine(args: argparse.Namespace) -> Engine:
+    return server.load_catalogue(tuple(args.models) if args.models else server.SHIPPED).choose(
+        args.model, args.language
+    )
+
+
+def _collect(heard: Iterable[Heard], live: bool) -> Iterator[Segment]:
+    """The finished utterances. On a terminal the text still being heard is shown in place."""
+    in_place = sys.stderr.isatty()
+    for item in heard:
+        if in_place:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if isinstance(item, Segment):
+            if live:
+                print(item.text, flush=True)
+            yield item
+        elif in_place:
+            width = shutil.get_terminal_size().columns - 1
+            print(item[-width:], end="", file=sys.stderr, flush=True)  # the end is where it changes
+
+
+def _write(text: str, output: Path | None, source: Path | None, suffix: str) -> None:
+    if output is None:
+        print(text, end="", flush=True)
+        return
+    if output.is_dir():
+        output = output / f"{source.stem if source else 'microphone'}.{suffix}"
+    output.write_text(text, encoding="utf-8")
+    print(output)

@@ -1,0 +1,186 @@
+"""A client: audio from files or a microphone to a running server, and what it hears back.
+
+Audio goes out as LINEAR16 at 16 kHz, mono, in messages of a tenth of a second; files are decoded here, so every format
+that libsndfile reads can be transcribed, and pacing is exact.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import soundfile
+import soxr
+
+from asr_server.pcm import LINEAR16, Samples
+from asr_server.recognizer import Alternative, Engine, Result, StreamOptions
+from asr_server.transcripts import Segment, Word
+from asr_server.wire import speech_pb2 as pb
+from asr_server.wire import speech_pb2_grpc
+
+RATE = 16000  # Hz
+CHUNK_SECONDS = 0.1
+
+Heard = str | Segment  # an interim text, or a finished utterance
+
+
+class ClientError(Exception):
+    """One line that tells the user what went wrong."""
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """Which server, and what to ask it for."""
+
+    server: str = "127.0.0.1:50051"
+    model: str = ""
+    language_code: str = "en-US"
+    interim_results: bool = True
+
+
+# --- audio ---
+
+
+def file_chunks(path: Path) -> Iterator[Samples]:
+    """The first channel of a file at RATE, in pieces of CHUNK_SECONDS."""
+    try:
+        with soundfile.SoundFile(path) as file:
+            resampler = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
+            size = round(CHUNK_SECONDS * file.samplerate)
+            while len(block := file.read(size, dtype="float32", always_2d=True)):
+                yield _resampled(resampler, block[:, 0], file.samplerate)
+            yield _resampled(resampler, np.zeros(0, np.float32), file.samplerate, last=True)
+    except soundfile.SoundFileError as error:
+        raise ClientError(f"{path}: cannot be read as audio: {error}") from None
+
+
+def paced(chunks: Iterable[Samples]) -> Iterator[Samples]:
+    """The same chunks, each no earlier than a microphone would have had it."""
+    start, seconds = time.monotonic(), 0.0
+    for chunk in chunks:
+        seconds += len(chunk) / RATE
+        time.sleep(max(0.0, start + seconds - time.monotonic()))
+        yield chunk
+
+
+def microphone_chunks(stop: threading.Event, device: str | None = None) -> Iterator[Samples]:
+    """What the microphone hears until `stop` is set; ClientError when there is none."""
+    try:
+        import sounddevice  # needs the PortAudio library, which servers rarely have
+    except (ImportError, OSError) as error:
+        raise ClientError(
+            f"the microphone needs the Python package sounddevice and the PortAudio library ({error}). "
+            "On Debian: apt install libportaudio2"
+        ) from None
+    heard: queue.SimpleQueue[Samples] = queue.SimpleQueue()
+    wanted: str | int | None = int(device) if device is not None and device.isdigit() else device
+    try:
+        with sounddevice.InputStream(
+            samplerate=RATE,
+            channels=1,
+            dtype="float32",
+            blocksize=round(CHUNK_SECONDS * RATE),
+            device=wanted,
+            callback=lambda block, _frames, _time, _status: heard.put(block[:, 0].copy()),
+        ):
+            while not stop.is_set():
+                yield heard.get()
+    except (sounddevice.PortAudioError, ValueError) as error:
+        devices = ", ".join(d["name"] for d in sounddevice.query_devices() if d["max_input_channels"]) or "none"
+        raise ClientError(f"no microphone could be opened ({error}). Input devices: {devices}") from None
+
+
+def _resampled(resampler: Any, samples: Samples, rate: int, last: bool = False) -> Samples:
+    if rate == RATE:
+        return np.ascontiguousarray(samples)
+    resampled: Samples = resampler.resample_chunk(np.ascontiguousarray(samples), last=last)
+    return resampled
+
+
+# --- recognition ---
+
+
+def hear_remotely(chunks: Iterable[Samples], options: ClientOptions) -> Iterator[Heard]:
+    """Stream to the server; ClientError when it cannot be reached or refuses."""
+    with grpc.insecure_channel(options.server) as channel:
+        stub = speech_pb2_grpc.SpeechStub(channel)
+        try:
+            for response in stub.StreamingRecognize(_requests(chunks, options)):
+                for result in response.results:
+                    yield _segment(result) if result.is_final else result.alternatives[0].transcript.strip()
+        except grpc.RpcError as error:
+            raise ClientError(_explain(error, options.server)) from None
+
+
+def hear_locally(chunks: Iterable[Samples], engine: Engine, interim_results: bool = True) -> Iterator[Heard]:
+    """The same without a server."""
+    stream = engine.stream(StreamOptions(interim_results=interim_results))
+    for chunk in chunks:
+        yield from _heard(stream.feed(quantised(chunk)))
+    yield from _heard(stream.finish())
+
+
+def quantised(samples: Samples) -> Samples:
+    """What is left of samples after LINEAR16, so that both ways hear the same."""
+    return LINEAR16.decode(_linear16(samples))
+
+
+def _requests(chunks: Iterable[Samples], options: ClientOptions) -> Iterator[pb.StreamingRecognizeRequest]:
+    config = pb.RecognitionConfig(
+        encoding=pb.RecognitionConfig.LINEAR16,
+        sample_rate_hertz=RATE,
+        language_code=options.language_code,
+        model=options.model,
+        enable_word_time_offsets=True,
+        enable_word_confidence=True,
+    )
+    yield pb.StreamingRecognizeRequest(
+        streaming_config=pb.StreamingRecognitionConfig(config=config, interim_results=options.interim_results)
+    )
+    for chunk in chunks:
+        yield pb.StreamingRecognizeRequest(audio_content=_linear16(chunk))
+
+
+def _linear16(samples: Samples) -> bytes:
+    return np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes()
+
+
+def _segment(result: pb.StreamingRecognitionResult) -> Segment:
+    best = result.alternatives[0]
+    words = tuple(
+        Word(w.word, w.start_time.ToTimedelta().total_seconds(), w.end_time.ToTimedelta().total_seconds(), w.confidence)
+        for w in best.words
+    )
+    end = result.result_end_time.ToTimedelta().total_seconds()
+    return _spanning(best.transcript.strip(), words, best.confidence, end)
+
+
+def _heard(events: Iterable[object]) -> Iterator[Heard]:
+    for event in events:
+        if isinstance(event, Result):
+            yield _local_segment(event.alternatives[0], event.end) if event.is_final else event.text
+
+
+def _local_segment(best: Alternative, end: float) -> Segment:
+    words = tuple(Word(w.text, round(w.start, 3), round(w.end, 3), w.confidence) for w in best.words)
+    return _spanning(best.text, words, best.confidence, end)
+
+
+def _spanning(text: str, words: tuple[Word, ...], confidence: float, end: float) -> Segment:
+    """A segment that lasts from its first word to its last."""
+    return Segment(text, words[0].start if words else end, words[-1].end if words else end, confidence, words)
+
+
+def _explain(error: grpc.RpcError, server: str) -> str:
+    assert isinstance(error, grpc.Call)
+    code, details = error.code(), error.details()
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return f"no server answers at {server} ({details}). Start one with: asr-server serve"
+    return f"{code.name}: {details}"

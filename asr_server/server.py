@@ -1,0 +1,121 @@
+"""The composition root: bundles, both services, health, reflection, one port, signals.
+
+Order matters at both ends. The port is bound before models are read, so a wrong port fails at once; health says
+SERVING only after every model has run once; on SIGTERM or SIGINT health turns first, then new calls are refused and
+the ones in progress may end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+import numpy as np
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+import asr_server.bundle
+from asr_server import service
+from asr_server.catalogue import Catalogue
+from asr_server.recognizer import Engine
+from asr_server.service import Limits, SpeechService
+
+SHIPPED = (asr_server.bundle.SHIPPED,)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to serve."""
+
+    host: str = "127.0.0.1"
+    port: int = 50051  # 0: any free one
+    models: tuple[Path, ...] = SHIPPED  # folders that hold bundles of both kinds
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # that work on speech
+    message_bytes: int = 32 << 20  # largest message taken in
+    drain_seconds: float = 10.0  # for calls in progress when the server is told to stop
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready."""
+
+    address: str
+    speech_models: tuple[str, ...]
+    vision_models: tuple[str, ...]
+
+
+async def serve(options: ServerOptions, ready: Callable[[Running], None]) -> None:
+    """Serve until SIGTERM or SIGINT. ValueError when a bundle or the port cannot be used."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(options) as server:
+        ready(server)
+        await stop.wait()
+
+
+@asynccontextmanager
+async def running(options: ServerOptions) -> AsyncIterator[Running]:
+    """A server for as long as the context lasts: inside it is ready, on leaving it drains."""
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", options.message_bytes), ("grpc.so_reuseport", 0)]
+    )
+    address = _bind(server, options)
+    # One thread of torch per worker: streams run side by side, and small products gain nothing from more.
+    with ThreadPoolExecutor(options.threads, "speech", torch.set_num_threads, (1,)) as executor:
+        loop = asyncio.get_running_loop()
+        catalogue = await loop.run_in_executor(executor, load_catalogue, options.models)
+        service.add_to_server(SpeechService(catalogue, executor, options.limits), server)
+        names = (service.SERVICE_NAME,)
+        status = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(status, server)
+        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        await _set(status, names, serving=False)
+        await server.start()
+        try:
+            for engine in catalogue:
+                await loop.run_in_executor(executor, _warm_up, engine)
+            await _set(status, names, serving=True)
+            yield Running(address, tuple(engine.name for engine in catalogue), ())
+        finally:
+            await status.enter_graceful_shutdown()
+            await server.stop(options.drain_seconds)
+
+
+def load_catalogue(folders: tuple[Path, ...]) -> Catalogue:
+    """Every speech bundle under the folders, in their order."""
+    found = [path for folder in folders for path in asr_server.bundle.find(folder)]
+    return Catalogue(Engine(asr_server.bundle.load(path)) for path in found)
+
+
+def _bind(server: grpc.aio.Server, options: ServerOptions) -> str:
+    """Take the port; returns HOST:PORT."""
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    try:
+        port = server.add_insecure_port(f"{host}:{options.port}")
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise ValueError(f"{host}:{options.port} cannot be listened on; is the port in use? Choose another with --port")
+    return f"{host}:{port}"
+
+
+async def _set(health_service: health.aio.HealthServicer, names: tuple[str, ...], serving: bool) -> None:
+    """Health of the server as a whole ("") and of each service."""
+    answer = health_pb2.HealthCheckResponse
+    for name in ("", *names, service.GOOGLE_SERVICE_NAME):
+        await health_service.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+
+
+def _warm_up(engine: Engine) -> None:
+    """The first pass through a network is slow; nobody should have to wait for it."""
+    engine.transcribe(np.zeros(engine.sample_rate, np.float32))
