@@ -62,7 +62,7 @@ def load(folder: Path) -> VisionBundle:
         raise BundleError(f"{folder / DESCRIPTION}: kind {description.get('kind')!r} is not {KIND!r}")
     _same_keys(description, _KEYS, f"{folder / DESCRIPTION}")
     try:
-        architecture = _architecture(description["architecture"])
+        architecture = architecture_from_json(description["architecture"])
         preprocessing = _read(Preprocessing, description["preprocessing"], "preprocessing")
         labels = _labels(description["labels"], architecture.num_classes)
         name, version = _name(description["name"]), _convert(str, description["version"], "version")
@@ -94,7 +94,7 @@ def save(
             "kind": KIND,
             "name": _name(name),
             "version": version,
-            "architecture": _architecture_json(architecture),
+            "architecture": architecture_to_json(architecture),
             "labels": list(_labels(list(labels), architecture.num_classes)),
             "preprocessing": dataclasses.asdict(preprocessing),
         }
@@ -118,6 +118,35 @@ def find(models: Path) -> list[Path]:
         raise BundleError(f"models folder {models} does not exist")
     folders = sorted(path.parent for path in models.glob(f"*/{DESCRIPTION}"))
     return [folder for folder in folders if _description(folder).get("kind") == KIND]
+
+
+def architecture_from_json(raw: object) -> zoo.Architecture:
+    """bundle.json's `architecture`; raises ValueError."""
+    if not isinstance(raw, dict):
+        raise ValueError("architecture must be an object")
+    rest = {key: value for key, value in raw.items() if key != "family"}
+    match raw.get("family"):
+        case "nasnet":
+            _same_keys(rest, {"config", "genotype"}, "architecture")
+            config = _read(NASNetConfig, rest["config"], "architecture.config")
+            return zoo.NASNetArchitecture(config, _convert(str, rest["genotype"], "genotype"))
+        case "timm":
+            return _read(zoo.TimmArchitecture, rest, "architecture")
+        case family:
+            raise ValueError(f"architecture family {family!r} is unknown; choose from ['nasnet', 'timm']")
+
+
+def architecture_to_json(architecture: zoo.Architecture) -> dict[str, Any]:
+    family = "nasnet" if isinstance(architecture, zoo.NASNetArchitecture) else "timm"
+    return {"family": family, **dataclasses.asdict(architecture)}
+
+
+def read_name(folder: Path) -> str:
+    """The name of a bundle without loading its weights. Raises BundleError."""
+    try:
+        return _name(_description(folder).get("name"))
+    except ValueError as error:
+        raise BundleError(f"bundle {folder}: {error}") from error
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -153,26 +182,6 @@ def _labels(value: object, num_classes: int) -> tuple[str, ...]:
     if len(set(value)) != len(value) or len(value) != num_classes:
         raise ValueError(f"labels must be {num_classes} different texts, one per logit, not {len(value)}")
     return tuple(value)
-
-
-def _architecture(raw: object) -> zoo.Architecture:
-    if not isinstance(raw, dict):
-        raise ValueError("architecture must be an object")
-    rest = {key: value for key, value in raw.items() if key != "family"}
-    match raw.get("family"):
-        case "nasnet":
-            _same_keys(rest, {"config", "genotype"}, "architecture")
-            config = _read(NASNetConfig, rest["config"], "architecture.config")
-            return zoo.NASNetArchitecture(config, _convert(str, rest["genotype"], "genotype"))
-        case "timm":
-            return _read(zoo.TimmArchitecture, rest, "architecture")
-        case family:
-            raise ValueError(f"architecture family {family!r} is unknown; choose from ['nasnet', 'timm']")
-
-
-def _architecture_json(architecture: zoo.Architecture) -> dict[str, Any]:
-    family = "nasnet" if isinstance(architecture, zoo.NASNetArchitecture) else "timm"
-    return {"family": family, **dataclasses.asdict(architecture)}
 
 
 def _same_keys(raw: dict[str, Any], expected: set[str], where: str) -> None:

@@ -80,8 +80,8 @@ class Classifier:
         self._batcher.close()
 
     @torch.inference_mode()
-    def _infer(self, pixels: list[Tensor]) -> Tensor:
-        """B times uint8 (3, S, S) -> probabilities (B, K)."""
+    def _infer(self, pixels: list[Tensor]) -> tuple[Tensor, ...]:
+        """B times uint8 (3, S, S) -> B times probabilities (K,)."""
         batch = normalise(torch.stack(pixels), self.bundle.preprocessing)
-        probabilities: Tensor = self.bundle.model(batch).softmax(dim=1)
-        return probabilities
+        logits: Tensor = self.bundle.model(batch)
+        return logits.softmax(dim=1).unbind()

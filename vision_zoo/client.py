@@ -1,0 +1,50 @@
+"""A small synchronous client of the vision service: many images through one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grpc
+
+from vision_zoo.classifier import Prediction
+from vision_zoo.wire import vision_pb2 as pb
+from vision_zoo.wire.vision_pb2_grpc import VisionStub
+
+CONNECT_SECONDS = 10.0
+
+
+class ClientError(ValueError):
+    """The server cannot be reached or refused the whole call."""
+
+
+def classify(
+    server: str, files: Sequence[bytes], model: str = "", top_k: int = 0
+) -> Iterator[list[Prediction] | ValueError]:
+    """Sends files to HOST:PORT; yields for each, in order, its predictions or why there are none.
+
+    Raises ClientError.
+    """
+    requests = (
+        pb.ClassifyStreamRequest(
+            request_id=str(number), request=pb.ClassifyRequest(image=file, model=model, top_k=top_k)
+        )
+        for number, file in enumerate(files)
+    )
+    # The service refuses a file that is too large with a reason of its own; the transport's limit says less.
+    with grpc.insecure_channel(server, options=[("grpc.max_send_message_length", -1)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+        except grpc.FutureTimeoutError:
+            raise ClientError(f"no server answers at {server}; start one with: asr-server serve") from None
+        try:
+            for answer in VisionStub(channel).ClassifyStream(requests):
+                yield _result(answer)
+        except grpc.RpcError as error:
+            code, text = error.code().name, error.details()
+            raise ClientError(f"the server at {server} ended the call with {code}: {text}") from None
+
+
+def _result(answer: pb.ClassifyStreamResponse) -> list[Prediction] | ValueError:
+    if answer.WhichOneof("result") == "error":
+        return ValueError(answer.error.message)
+    return [Prediction(each.index, each.label, each.probability) for each in answer.response.predictions]
