@@ -27,15 +27,14 @@ RUN apt-get update \
 WORKDIR /src
 # The dependencies are a layer of their own: installing the metadata alone brings them, and a change of the sources
 # does not bring them again.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
 ARG TORCH=""
 ARG PIP_ARGS=""
-RUN if [ -n "$TORCH" ]; then sed -i -E '/^(torch|torchvision)==/d' constraints.txt; fi \
+COPY pyproject.toml constraints.txt LICENSE ./
+RUN touch README.md \
+    && grep -vE "^(${TORCH:+torch|torchvision})==" constraints.txt > /opt/constraints.txt \
     && python3 -m venv /opt/earsight \
-    && pip install --no-cache-dir --progress-bar off $PIP_ARGS --constraint constraints.txt $TORCH .
-COPY asr_server asr_server
-COPY vision_zoo vision_zoo
-COPY training training
+    && pip install --no-cache-dir --progress-bar off $PIP_ARGS --constraint /opt/constraints.txt $TORCH .
+COPY . .
 RUN pip install --no-cache-dir --no-deps --force-reinstall $PIP_ARGS .
 
 
@@ -44,8 +43,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake libboost-program-options-dev libboost-system-dev \
         libboost-test-dev libboost-thread-dev \
     && rm -rf /var/lib/apt/lists/*
-COPY scripts/build_kenlm.sh scripts/
-RUN pip install --no-cache-dir $PIP_ARGS --constraint constraints.txt '.[train]' \
+RUN pip install --no-cache-dir $PIP_ARGS --constraint /opt/constraints.txt '.[train]' \
     && PYTHON=/opt/earsight/bin/python scripts/build_kenlm.sh /opt/earsight/bin
 WORKDIR /work
 

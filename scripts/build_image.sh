@@ -17,7 +17,7 @@ if [ "${TARGET:-server}" != server ]; then options+=(--target "$TARGET"); fi
 # The OCI format has no health check, so the engines that default to it are told to write docker's.
 case $ENGINE in
     docker) docker build "${options[@]}" "$@" . ;;
-    podman | buildah) "$ENGINE" build --format docker --layers "${options[@]}" "$@" . ;;
+    podman | buildah) "$ENGINE" build --format docker "${options[@]}" "$@" . ;;
     *) fail "ENGINE=$ENGINE is unknown; choose docker, podman or buildah" ;;
 esac
 echo "built $IMAGE with $ENGINE"
