@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +23,16 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 import asr_server.bundle
+import vision_zoo.bundle
+import vision_zoo.service
 from asr_server import service
 from asr_server.catalogue import Catalogue
 from asr_server.recognizer import Engine
 from asr_server.service import Limits, SpeechService
+from vision_zoo.service import VisionService
 
-SHIPPED = (asr_server.bundle.SHIPPED,)
+SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
+SERVICES = (service.SERVICE_NAME, vision_zoo.service.SERVICE_NAME)
 
 
 @dataclass(frozen=True)
@@ -74,21 +78,28 @@ async def running(options: ServerOptions) -> AsyncIterator[Running]:
     with ThreadPoolExecutor(options.threads, "speech", torch.set_num_threads, (1,)) as executor:
         loop = asyncio.get_running_loop()
         catalogue = await loop.run_in_executor(executor, load_catalogue, options.models)
-        service.add_to_server(SpeechService(catalogue, executor, options.limits), server)
-        names = (service.SERVICE_NAME,)
-        status = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-        reflection.enable_server_reflection((*names, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        await _set(status, names, serving=False)
-        await server.start()
-        try:
-            for engine in catalogue:
-                await loop.run_in_executor(executor, _warm_up, engine)
-            await _set(status, names, serving=True)
-            yield Running(address, tuple(engine.name for engine in catalogue), ())
-        finally:
-            await status.enter_graceful_shutdown()
-            await server.stop(options.drain_seconds)
+        vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, options.models))
+        with closing(vision):
+            models = Running(address, tuple(engine.name for engine in catalogue), vision.models)
+            if not models.speech_models + models.vision_models:
+                folders = ", ".join(map(str, options.models))
+                raise ValueError(f"no bundles under {folders}: a bundle is a folder in there with a bundle.json")
+            service.add_to_server(SpeechService(catalogue, executor, options.limits), server)
+            vision_zoo.service.add_to_server(vision, server)
+            reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+            state = health.aio.HealthServicer()
+            health_pb2_grpc.add_HealthServicer_to_server(state, server)
+            await _set(state, serving=False)
+            await server.start()
+            try:
+                for engine in catalogue:
+                    await loop.run_in_executor(executor, _warm_up, engine)
+                await asyncio.to_thread(vision.warm_up)
+                await _set(state, serving=True)
+                yield models
+            finally:
+                await state.enter_graceful_shutdown()
+                await server.stop(options.drain_seconds)
 
 
 def load_catalogue(folders: tuple[Path, ...]) -> Catalogue:
@@ -109,11 +120,11 @@ def _bind(server: grpc.aio.Server, options: ServerOptions) -> str:
     return f"{host}:{port}"
 
 
-async def _set(health_service: health.aio.HealthServicer, names: tuple[str, ...], serving: bool) -> None:
+async def _set(state: health.aio.HealthServicer, serving: bool) -> None:
     """Health of the server as a whole ("") and of each service."""
     answer = health_pb2.HealthCheckResponse
-    for name in ("", *names, service.GOOGLE_SERVICE_NAME):
-        await health_service.set(name, answer.SERVING if serving else answer.NOT_SERVING)
+    for name in ("", *SERVICES, service.GOOGLE_SERVICE_NAME):
+        await state.set(name, answer.SERVING if serving else answer.NOT_SERVING)
 
 
 def _warm_up(engine: Engine) -> None:
