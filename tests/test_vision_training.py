@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,15 @@ import torch
 from PIL import Image
 from torch import nn
 
+from training import export
 from training.fit import main
 from training.vision_data import SeededBatches, hold_out, load_folder
 from training.vision_module import VisionOptions, augment
+from vision_zoo import bundle, zoo
+from vision_zoo.nasnet import CIFAR
 from vision_zoo.transforms import Preprocessing
 
-TINY = ["--cells", "1", "--filters", "48", "--stem-stride", "2", "--batch-size", "8", "--validation", "8", "--quiet"]
+TINY = ["--backbone", "nasnet-a-1@48", "--stem-stride", "2", "--batch-size", "8", "--validation", "8", "--quiet"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +115,7 @@ def test_augmentation_crops_flips_and_cuts_out() -> None:
 
 def test_a_run_learns_and_writes_what_it_promises(folder: Path, tmp_path: Path) -> None:
     assert main(["vision", "--data", str(folder), "--out", str(tmp_path), "--epochs", "6", "--cutout", "8", *TINY]) == 0
-    with open(tmp_path / "csv" / "metrics.csv") as file:
+    with open(tmp_path / "csv" / "version_0" / "metrics.csv") as file:
         top1 = [float(row["val_top1"]) for row in csv.DictReader(file) if row["val_top1"]]
     assert len(top1) == 6 and max(top1) == 100.0
     assert (tmp_path / "best.ckpt").exists() and list((tmp_path / "tensorboard").glob("events*"))
@@ -158,6 +163,8 @@ import sys, torch, pytorch_lightning as pl
 from torch import nn
 from training.vision_data import LabelledImages, VisionData
 from training.vision_module import VisionModule, VisionOptions
+from vision_zoo import bundle, zoo
+from vision_zoo.nasnet import CIFAR
 from vision_zoo.transforms import Preprocessing
 
 torch.set_num_threads(1)
@@ -196,3 +203,50 @@ def test_two_processes_give_the_gradient_of_the_joined_batch(tmp_path: Path) -> 
     for expected, actual in zip(one, two, strict=True):
         assert float(expected.abs().sum()) > 0
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_export_gives_a_bundle_that_answers_like_the_checkpoint(folder: Path, tmp_path: Path) -> None:
+    assert main(["vision", "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "1", *TINY]) == 0
+    checkpoint = str(tmp_path / "run" / "last.ckpt")
+    assert export.main(["vision", "--checkpoint", checkpoint, "--name", "sky", "--out", str(tmp_path / "sky")]) == 0
+    made = bundle.load(tmp_path / "sky")
+    assert made.labels == ("dawn", "dusk") and made.preprocessing == Preprocessing(size=32)
+    trained = zoo.build(zoo.NASNetArchitecture(replace(CIFAR, cells=1, filters=48, stem_stride=2, num_classes=2)))
+    trained.load_state_dict({key.removeprefix("network."): value for key, value in weights(Path(checkpoint)).items()})
+    images = torch.rand(3, 3, 32, 32)
+    assert torch.equal(made.model(images), trained.eval()(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backbone", "nasnet-a-1@24"], "at least 48"),
+        (["--backbone", "nasnet-b"], "did you mean|choose from"),
+        (["--backbone", "timm/resnet18", "--stem-stride", "2"], "for NASNets"),
+    ],
+)
+def test_backbones_that_will_not_do(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["vision", "--data", str(folder), "--out", str(tmp_path), "--validation", "8", "--quiet", *options])
+    assert stop.value.code == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_any_timm_model_trains_and_is_served(folder: Path, tmp_path: Path) -> None:
+    small = [
+        "--backbone",
+        "timm/test_resnet",
+        "--input-size",
+        "32",
+        "--batch-size",
+        "8",
+        "--validation",
+        "8",
+        "--quiet",
+    ]
+    assert main(["vision", "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "1", *small]) == 0
+    checkpoint = str(tmp_path / "run" / "last.ckpt")
+    assert export.main(["vision", "--checkpoint", checkpoint, "--name", "small", "--out", str(tmp_path / "small")]) == 0
+    assert bundle.load(tmp_path / "small").preprocessing.normalisation == "mean-std"

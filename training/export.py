@@ -1,6 +1,7 @@
 """Make a bundle that the server loads from a training checkpoint.
 
 python -m training.export speech --checkpoint runs/an4/best.ckpt --name deepspeech-an4 --out models/deepspeech-an4
+python -m training.export vision --checkpoint runs/cifar/best.ckpt --name nasnet-a-cifar10 --out models/nasnet-a-cifar10
 python -m training.export speech ... --language-model lm.binary --alpha 0.8 --beta 1.5 --beam-width 64 --card card.md
 """
 
@@ -18,6 +19,7 @@ from asr_server.beam_search import DecodingOptions
 from asr_server.features import FeatureConfig, Features
 from asr_server.language_model import LanguageModel
 from asr_server.model import DeepSpeech, DeepSpeechConfig
+from training import vision_export
 
 
 def read_checkpoint(path: Path) -> tuple[Features, DeepSpeech, Alphabet]:
@@ -56,8 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="speech")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="speech|vision")
+    vision = kinds.add_parser("vision", help="a checkpoint of training.fit vision")
+    vision_export.add_arguments(vision)
+    vision.set_defaults(run=vision_export.run)
     speech = kinds.add_parser("speech", help="a Deep Speech checkpoint")
+    speech.set_defaults(run=export_speech)
     speech.add_argument("--checkpoint", type=Path, required=True)
     speech.add_argument("--name", required=True, help="by which requests choose the model")
     speech.add_argument("--version", default="1", help="default: %(default)s")
@@ -80,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(arguments)
     try:
-        print(f"wrote {export_speech(args)}")
+        print(f"wrote {args.run(args)}")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog} {args.kind}: {error}\n")
     return 0

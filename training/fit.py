@@ -2,7 +2,7 @@
 
 python -m training.fit speech --train train.jsonl --validation dev.jsonl --out runs/speech
 python -m training.fit vision --data images/train --out runs/vision
-python -m training.fit vision --data images/train --out runs/try --cells 1 --filters 192 --epochs 1   # CPU-sized
+python -m training.fit vision --data images/train --out runs/try --backbone nasnet-a-1@192 --epochs 1  # CPU-sized
 torchrun --nproc-per-node 2 -m training.fit vision ... --devices 2 --strategy ddp                     # two processes
 """
 

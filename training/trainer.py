@@ -86,7 +86,7 @@ def build_trainer(
         gradient_clip_val=args.clip or None,
         callbacks=[StepSeed(args.seed), keep, *bar, *callbacks],
         logger=[
-            loggers.CSVLogger(args.out, name="", version="csv"),
+            loggers.CSVLogger(args.out, name="csv"),  # a folder each start: it would overwrite a resumed run's rows
             loggers.TensorBoardLogger(args.out, name="", version="tensorboard"),
         ],
         log_every_n_steps=20,

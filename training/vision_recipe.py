@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
 from training.vision_data import VisionData, hold_out, load_folder
 from training.vision_module import VisionModule, VisionOptions
-from vision_zoo.nasnet import CIFAR, NASNet, NASNetConfig
-from vision_zoo.transforms import Preprocessing
+from vision_zoo import zoo
+from vision_zoo.bundle import architecture_to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,15 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, required=True, metavar="DIR", help="training images, one folder per class")
     data.add_argument("--validation", type=int, default=5000, help="images held out of it (default: %(default)s)")
-    network = parser.add_argument_group("network", "NASNet-A N@P for small images")
+    network = parser.add_argument_group("network")
     network.add_argument(
-        "--cells", type=int, default=CIFAR.cells, help="N, normal cells a stage (default: %(default)s)"
+        "--backbone",
+        default="nasnet-a-cifar",
+        help="nasnet-a-N@P (N cells a stage, P final channels), a name of `vision-zoo list`, or timm/NAME "
+        "(default: %(default)s, which is nasnet-a-6@768)",
     )
-    network.add_argument("--filters", type=int, default=CIFAR.filters, help="P, final channels (default: %(default)s)")
-    network.add_argument("--stem-stride", type=int, default=1, help="2 quarters the work (default: %(default)s)")
-    network.add_argument("--input-size", type=int, default=32, help="side in pixels (default: %(default)s)")
-    network.add_argument("--drop-path-keep", type=float, default=CIFAR.drop_path_keep, help="default: %(default)s")
-    network.add_argument("--native", action="store_true", help="train through the native CPU kernel (needs g++)")
+    network.add_argument("--weights", metavar="FILE", help="start from these, or for timm 'pretrained'")
+    network.add_argument("--input-size", type=int, help="side in pixels (default: the backbone's)")
+    network.add_argument("--stem-stride", type=int, default=1, help="NASNet: 2 quarters the work (%(default)s)")
+    network.add_argument("--drop-path-keep", type=float, help="NASNet: 1 for no dropped paths (default: the paper's)")
+    network.add_argument("--native", action="store_true", help="NASNet: train with the native CPU kernel (needs g++)")
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--batch-size", type=int, default=32, help="images a process and step (default: %(default)s)")
     recipe.add_argument("--learning-rate", type=float, default=defaults.learning_rate, help="default: %(default)s")
@@ -45,34 +49,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trainer_arguments(parser, epochs=600)
 
 
-def build_network(args: argparse.Namespace, num_classes: int) -> tuple[nn.Module, dict[str, object]]:
-    """-> the network, and what a bundle says of it."""
-    if args.filters < 48:  # torch 2.14 corrupts memory in the channels-last gradient of one-channel convolutions
-        raise ValueError(f"--filters {args.filters} makes cells of one channel; training needs at least 48")
-    config = NASNetConfig(
-        cells=args.cells,
-        filters=args.filters,
-        num_classes=num_classes,
-        stem_stride=args.stem_stride,
-        drop_path_keep=args.drop_path_keep,
-        input_size=args.input_size,
-        auxiliary=args.auxiliary_weight > 0,
-    )
-    network = NASNet(config)
+def choose_architecture(args: argparse.Namespace, num_classes: int) -> zoo.Architecture:
+    """--backbone with the changes that the other options of the group ask for. Raises ValueError."""
+    chosen = zoo.architecture(args.backbone, num_classes)
+    if isinstance(chosen, zoo.TimmArchitecture):
+        if args.stem_stride != 1 or args.drop_path_keep is not None or args.native:
+            raise ValueError(f"--stem-stride, --drop-path-keep and --native are for NASNets, not for {args.backbone}")
+        return chosen
+    if chosen.config.filters < 48:
+        # torch 2.14 corrupts memory in the channels-last gradient of a one-channel convolution
+        raise ValueError(f"--backbone {args.backbone} has cells of one channel; training needs P of at least 48")
+    changes: dict[str, Any] = {"stem_stride": args.stem_stride, "auxiliary": args.auxiliary_weight > 0}
+    if args.input_size is not None:
+        changes["input_size"] = args.input_size
+    if args.drop_path_keep is not None:
+        changes["drop_path_keep"] = args.drop_path_keep
+    return replace(chosen, config=replace(chosen.config, **changes))
+
+
+def build_network(args: argparse.Namespace, architecture: zoo.Architecture) -> nn.Module:
+    if isinstance(architecture, zoo.TimmArchitecture):
+        return zoo.create(args.backbone, architecture.num_classes, args.weights)
+    network = zoo.build(architecture)
+    if args.weights:
+        zoo.load_weights(network, zoo.read_weights(Path(args.weights)))
     if args.native:
-        from vision_zoo.native import accelerate  # builds a C++ extension on first use
+        from vision_zoo.native import accelerate  # loads torch's extension tools, which the others do without
 
         accelerate(network)
-    return network, {"family": "nasnet", "config": asdict(config), "genotype": "nasnet-a"}
+    return network
 
 
 def run(args: argparse.Namespace) -> None:
     checkpoint = checkpoint_to_resume(args)
     trainer = build_trainer(args, monitor="val_top1", mode="max")  # seeds the weights too
-    preprocessing = Preprocessing(size=args.input_size)
+    preprocessing = zoo.preprocessing(zoo.architecture(args.backbone))
+    if args.input_size is not None:
+        preprocessing = replace(preprocessing, size=args.input_size)
     everything = load_folder(args.data, preprocessing)
     train, validation = hold_out(everything, args.validation, args.seed)
-    network, architecture = build_network(args, len(everything.labels))
+    architecture = choose_architecture(args, len(everything.labels))
+    network = build_network(args, architecture)
     options = VisionOptions(
         learning_rate=args.learning_rate,
         weight_decay=args.weight_decay,
@@ -82,6 +99,6 @@ def run(args: argparse.Namespace) -> None:
         crop_padding=args.crop_padding,
         cutout=args.cutout,
     )
-    module = VisionModule(network, architecture, everything.labels, preprocessing, options)
+    module = VisionModule(network, architecture_to_json(architecture), everything.labels, preprocessing, options)
     data = VisionData(train, validation, args.batch_size, args.seed)
     trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
