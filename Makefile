@@ -42,7 +42,8 @@ protos: venv  ## generate the gRPC stubs from protos/
 kenlm: venv  ## build KenLM's lmplz and build_binary, for training.language_model
 	scripts/build_kenlm.sh
 
-image:  ## build the container image (BASE=, TORCH=, PIP_ARGS=, IMAGE= as in scripts/build_image.sh)
+export BASE TORCH PIP_ARGS IMAGE TARGET ENGINE PORT
+image:  ## build the container image (BASE=, TORCH=, PIP_ARGS=, IMAGE=: see scripts/build_image.sh)
 	scripts/build_image.sh
 
 check-image: image  ## build the image, run it, transcribe inside it, stop it

@@ -45,6 +45,13 @@ running() {
     esac
 }
 
+# buildah does not pass signals on: the server is the last of its line of children.
+server_process() {
+    local process=$runner child
+    while child=$(pgrep --parent "$process" --oldest); do process=$child; done
+    echo "$process"
+}
+
 # Sends SIGTERM and leaves the server's exit status in $status.
 stop() {
     status=0
@@ -54,10 +61,7 @@ stop() {
             status=$("$ENGINE" inspect --format '{{.State.ExitCode}}' "$name")
             ;;
         buildah)
-            # buildah does not pass signals on: the server is the last of its line of children.
-            local server=$runner child
-            while child=$(pgrep --parent "$server" --oldest); do server=$child; done
-            kill -TERM "$server"
+            kill -TERM "$(server_process)"
             wait "$runner" || status=$?
             runner=
             ;;
@@ -67,7 +71,7 @@ stop() {
 remove() {
     case $ENGINE in
         docker | podman) "$ENGINE" rm --force "$name" ;;
-        buildah) if [ -n "${runner:-}" ]; then kill "$runner"; fi; buildah rm "$name" ;;
+        buildah) if [ -n "${runner:-}" ]; then kill "$(server_process)" && wait "$runner"; fi; buildah rm "$name" ;;
     esac >/dev/null 2>&1 || true
     rm -f "$log"
 }
