@@ -109,14 +109,25 @@ def _resampled(resampler: Any, samples: Samples, rate: int, last: bool = False) 
 
 def hear_remotely(chunks: Iterable[Samples], options: ClientOptions) -> Iterator[Heard]:
     """Stream to the server; ClientError when it cannot be reached or refuses."""
+    failures: list[ClientError] = []
+
+    def requests() -> Iterator[pb.StreamingRecognizeRequest]:
+        """Runs in a thread of gRPC, which would log an error of ours and report another one."""
+        try:
+            yield from _requests(chunks, options)
+        except ClientError as error:
+            failures.append(error)
+
     with grpc.insecure_channel(options.server) as channel:
         stub = speech_pb2_grpc.SpeechStub(channel)
         try:
-            for response in stub.StreamingRecognize(_requests(chunks, options)):
+            for response in stub.StreamingRecognize(requests()):
                 for result in response.results:
                     yield _segment(result) if result.is_final else result.alternatives[0].transcript.strip()
         except grpc.RpcError as error:
-            raise ClientError(_explain(error, options.server)) from None
+            failures.append(ClientError(_explain(error, options.server)))
+    if failures:
+        raise failures[0]
 
 
 def hear_locally(chunks: Iterable[Samples], engine: Engine, interim_results: bool = True) -> Iterator[Heard]:
