@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toy_arpa
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from asr_server.alphabet import Alphabet
 from asr_server.beam_search import BeamSearch, DecodingOptions, Hypothesis, greedy
 from asr_server.language_model import LanguageModel
 from asr_server.prefix_tree import Prefix
+from tests import toy_arpa
 
 LETTERS = Alphabet(("", " ", "a", "b"))
 EXACT = DecodingOptions(

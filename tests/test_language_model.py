@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
-import toy_arpa
 
 from asr_server.language_model import LanguageModel, Lexicon
+from tests import toy_arpa
 
 LN_10 = math.log(10)
 

@@ -6,11 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import kenlm_stand_in
 import pytest
 
 from asr_server.alphabet import Alphabet
 from asr_server.language_model import LanguageModel
+from tests import kenlm_stand_in
 from training import language_model as command
 from training.language_model import Recipe, find_tool, normalise, train
 
