@@ -107,7 +107,7 @@ class _UnitFunction(torch.autograd.Function):
         grad_pointwise = u.flatten(0, 2).t() @ grad_z
         grad_u = (grad_z @ pointwise.t()).view(u.shape)
         if taps is None:
-            grad_x, grad_taps = grad_u * (u > 0), None
+            grad_x, grad_taps = torch.ops.aten.threshold_backward(grad_u, u, 0), None
         else:
             grad_x, grad_taps = _depthwise_gradients(grad_u, x, taps, *ctx.geometry)
         return grad_x, grad_taps, grad_pointwise, grad_gamma, total, None, None, None
