@@ -1,6 +1,7 @@
 """Preprocessing against values worked out by hand, Pillow's resampling and the limits of odd proportions."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,6 @@ def test_extreme_proportions_are_legal(shape: tuple[int, int], resize: str) -> N
         ({"std": (1.0, 0.0, 1.0)}, "every std above 0"),
     ],
 )
-def test_wrong_settings_name_the_rule(change: dict[str, object], text: str) -> None:
+def test_wrong_settings_name_the_rule(change: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         dataclasses.replace(Preprocessing(), **change)
