@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST_ARGS ?=
+RUN_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv run test check format protos kenlm image check-image clean
@@ -21,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 venv: $(READY)  ## make .venv with the pinned versions of everything
 
 run: venv  ## start the server on 127.0.0.1:50051, show one transcript and one label, go on serving
-	@exec $(BIN)/python -m asr_server.smoke
+	@exec $(BIN)/python -m asr_server.smoke $(RUN_ARGS)
 
 test: venv  ## run the whole test suite
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
