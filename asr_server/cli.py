@@ -9,15 +9,18 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from asr_server import client, server
+from asr_server import client
 from asr_server.client import ClientError, ClientOptions, Heard
-from asr_server.recognizer import Engine
-from asr_server.server import Running, ServerOptions
-from asr_server.service import Limits
+from asr_server.options import Limits, Running, ServerOptions
+from asr_server.pcm import Samples
 from asr_server.transcripts import FORMATS, Segment, Transcript, render
+
+# A client of a server somewhere else needs no deep learning framework: what does is imported where it is used.
+
+Hear = Callable[[Iterable[Samples]], Iterator[Heard]]
 
 _SERVE = """\
 Serve speech recognition and image classification on one port, with health and reflection.
@@ -122,11 +125,13 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from asr_server import server
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     options = ServerOptions(
         host=args.host,
         port=args.port,
-        models=tuple(args.models) if args.models else server.SHIPPED,
+        models=tuple(args.models or ()),
         threads=args.threads,
         limits=Limits(calls=args.max_calls, stream_seconds=args.max_stream_seconds, idle_seconds=args.idle_seconds),
     )
@@ -173,24 +178,31 @@ def _transcribe(args: argparse.Namespace) -> int:
         raise ClientError("name one or more files, or say --microphone")
     if args.output and len(args.files) > 1 and not args.output.is_dir():
         raise ClientError(f"--output {args.output} is not a folder, and {len(args.files)} recordings need one")
-    engine = _local_engine(args) if args.local else None
+    hear = _locally(args) if args.local else _remotely(args)
     for path in args.files or [None]:
-        _transcribe_one(args, path, engine)
+        _transcribe_one(args, path, hear)
     return 0
 
 
-def _transcribe_one(args: argparse.Namespace, path: Path | None, engine: Engine | None) -> None:
+def _remotely(args: argparse.Namespace) -> Hear:
+    options = ClientOptions(args.server, args.model, args.language, not args.no_interim)
+    return lambda chunks: client.hear_remotely(chunks, options)
+
+
+def _locally(args: argparse.Namespace) -> Hear:
+    from asr_server import local
+
+    engine = local.load_engine(tuple(args.models or ()), args.model, args.language)
+    return lambda chunks: local.hear_locally(chunks, engine, not args.no_interim)
+
+
+def _transcribe_one(args: argparse.Namespace, path: Path | None, hear: Hear) -> None:
     chunks = client.file_chunks(path) if path else client.microphone_chunks(_stop_on_interrupt(), args.device)
     if args.realtime and path:
         chunks = client.paced(chunks)
-    if engine:
-        heard = client.hear_locally(chunks, engine, not args.no_interim)
-    else:
-        options = ClientOptions(args.server, args.model, args.language, not args.no_interim)
-        heard = client.hear_remotely(chunks, options)
     # Text for the eyes is shown as it is found; everything else is written when it is whole.
     live = args.output is None and args.format == "txt"
-    transcript = Transcript(str(path or "microphone"), tuple(_collect(heard, live)))
+    transcript = Transcript(str(path or "microphone"), tuple(_collect(hear(chunks), live)))
     if not live:
         _write(render(transcript, args.format), args.output, path, args.format)
 
@@ -205,12 +217,6 @@ def _stop_on_interrupt() -> threading.Event:
 
     signal.signal(signal.SIGINT, interrupt)
     return stop
-
-
-def _local_engine(args: argparse.Namespace) -> Engine:
-    return server.load_catalogue(tuple(args.models) if args.models else server.SHIPPED).choose(
-        args.model, args.language
-    )
 
 
 def _collect(heard: Iterable[Heard], live: bool) -> Iterator[Segment]:

@@ -19,8 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from asr_server.pcm import LINEAR16, Samples
-from asr_server.recognizer import Alternative, Engine, Result, StreamOptions
+from asr_server.pcm import Samples
 from asr_server.transcripts import Segment, Word
 from asr_server.wire import speech_pb2 as pb
 from asr_server.wire import speech_pb2_grpc
@@ -130,19 +129,6 @@ def hear_remotely(chunks: Iterable[Samples], options: ClientOptions) -> Iterator
         raise failures[0]
 
 
-def hear_locally(chunks: Iterable[Samples], engine: Engine, interim_results: bool = True) -> Iterator[Heard]:
-    """The same without a server."""
-    stream = engine.stream(StreamOptions(interim_results=interim_results))
-    for chunk in chunks:
-        yield from _heard(stream.feed(quantised(chunk)))
-    yield from _heard(stream.finish())
-
-
-def quantised(samples: Samples) -> Samples:
-    """What is left of samples after LINEAR16, so that both ways hear the same."""
-    return LINEAR16.decode(_linear16(samples))
-
-
 def _requests(chunks: Iterable[Samples], options: ClientOptions) -> Iterator[pb.StreamingRecognizeRequest]:
     config = pb.RecognitionConfig(
         encoding=pb.RecognitionConfig.LINEAR16,
@@ -156,10 +142,11 @@ def _requests(chunks: Iterable[Samples], options: ClientOptions) -> Iterator[pb.
         streaming_config=pb.StreamingRecognitionConfig(config=config, interim_results=options.interim_results)
     )
     for chunk in chunks:
-        yield pb.StreamingRecognizeRequest(audio_content=_linear16(chunk))
+        yield pb.StreamingRecognizeRequest(audio_content=linear16(chunk))
 
 
-def _linear16(samples: Samples) -> bytes:
+def linear16(samples: Samples) -> bytes:
+    """What goes over the wire."""
     return np.clip(np.round(samples * 32768), -32768, 32767).astype("<i2").tobytes()
 
 
@@ -170,21 +157,10 @@ def _segment(result: pb.StreamingRecognitionResult) -> Segment:
         for w in best.words
     )
     end = result.result_end_time.ToTimedelta().total_seconds()
-    return _spanning(best.transcript.strip(), words, best.confidence, end)
+    return spanning(best.transcript.strip(), words, best.confidence, end)
 
 
-def _heard(events: Iterable[object]) -> Iterator[Heard]:
-    for event in events:
-        if isinstance(event, Result):
-            yield _local_segment(event.alternatives[0], event.end) if event.is_final else event.text
-
-
-def _local_segment(best: Alternative, end: float) -> Segment:
-    words = tuple(Word(w.text, round(w.start, 3), round(w.end, 3), w.confidence) for w in best.words)
-    return _spanning(best.text, words, best.confidence, end)
-
-
-def _spanning(text: str, words: tuple[Word, ...], confidence: float, end: float) -> Segment:
+def spanning(text: str, words: tuple[Word, ...], confidence: float, end: float) -> Segment:
     """A segment that lasts from its first word to its last."""
     return Segment(text, words[0].start if words else end, words[-1].end if words else end, confidence, words)
 

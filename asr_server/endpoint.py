@@ -38,6 +38,7 @@ class EndpointOptions:
 
 
 _NEVER = 1e9
+USUAL = EndpointOptions()
 UNCUT = EndpointOptions(silence=_NEVER, patience=_NEVER, leading_silence=_NEVER, longest=_NEVER, lead_in=0.0)
 
 

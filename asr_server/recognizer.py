@@ -13,7 +13,7 @@ Dimension letters: S samples, T frames, V symbols.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -23,30 +23,20 @@ import torch
 from asr_server.alphabet import BLANK
 from asr_server.beam_search import BeamSearch, Hypothesis
 from asr_server.bundle import SpeechBundle
-from asr_server.endpoint import Cut, Endpointer, EndpointOptions
+from asr_server.endpoint import USUAL, Cut, Endpointer, EndpointOptions, FloatArray
 from asr_server.pcm import Samples
+from asr_server.transcripts import Word
 
 BLOCK_SECONDS = 0.1
 
-FloatArray = npt.NDArray[np.floating]
 LogProbs = npt.NDArray[np.float32]  # (T, V)
-
-
-@dataclass(frozen=True)
-class TimedWord:
-    """A word with its place in the stream, in seconds."""
-
-    text: str
-    start: float
-    end: float
-    confidence: float
 
 
 @dataclass(frozen=True)
 class Alternative:
     text: str
     confidence: float
-    words: tuple[TimedWord, ...]
+    words: tuple[Word, ...]  # in seconds of stream time
 
 
 @dataclass(frozen=True)
@@ -91,9 +81,7 @@ class StreamOptions:
     activity_events: bool = False
     speech_start_timeout: float | None = None
     speech_end_timeout: float | None = None
-    endpoint: EndpointOptions = field(
-        default_factory=EndpointOptions
-    )  # endpoint.UNCUT: one utterance, whatever the pauses
+    endpoint: EndpointOptions = USUAL  # UNCUT: one utterance, whatever the pauses
 
 
 class Engine:
@@ -108,7 +96,6 @@ class Engine:
         self.frame_samples = bundle.features.config.hop * bundle.model.config.stride
 
     def stream(self, options: StreamOptions | None = None) -> Stream:
-        """State for one RPC or one file."""
         return Stream(self, options or StreamOptions())
 
     def transcribe(self, samples: Samples, options: StreamOptions | None = None) -> list[Result]:
@@ -275,8 +262,7 @@ class Stream:
 
     def _alternative(self, hypothesis: Hypothesis) -> Alternative:
         words = (
-            TimedWord(word.text, self._time(word.start), self._time(word.end), word.confidence)
-            for word in hypothesis.words
+            Word(word.text, self._time(word.start), self._time(word.end), word.confidence) for word in hypothesis.words
         )
         return Alternative(hypothesis.text, hypothesis.confidence, tuple(words))
 

@@ -8,12 +8,10 @@ the ones in progress may end.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
@@ -27,34 +25,13 @@ import vision_zoo.bundle
 import vision_zoo.service
 from asr_server import service
 from asr_server.catalogue import Catalogue
+from asr_server.options import Running, ServerOptions
 from asr_server.recognizer import Engine
-from asr_server.service import Limits, SpeechService
+from asr_server.service import SpeechService
 from vision_zoo.service import VisionService
 
 SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
 SERVICES = (service.SERVICE_NAME, vision_zoo.service.SERVICE_NAME)
-
-
-@dataclass(frozen=True)
-class ServerOptions:
-    """How to serve."""
-
-    host: str = "127.0.0.1"
-    port: int = 50051  # 0: any free one
-    models: tuple[Path, ...] = SHIPPED  # folders that hold bundles of both kinds
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # that work on speech
-    message_bytes: int = 32 << 20  # largest message taken in
-    drain_seconds: float = 10.0  # for calls in progress when the server is told to stop
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Running:
-    """A server that is ready."""
-
-    address: str
-    speech_models: tuple[str, ...]
-    vision_models: tuple[str, ...]
 
 
 async def serve(options: ServerOptions, ready: Callable[[Running], None]) -> None:
@@ -74,16 +51,17 @@ async def running(options: ServerOptions) -> AsyncIterator[Running]:
         options=[("grpc.max_receive_message_length", options.message_bytes), ("grpc.so_reuseport", 0)]
     )
     address = _bind(server, options)
+    folders = options.models or SHIPPED
     # One thread of torch per worker: streams run side by side, and small products gain nothing from more.
     with ThreadPoolExecutor(options.threads, "speech", torch.set_num_threads, (1,)) as executor:
         loop = asyncio.get_running_loop()
-        catalogue = await loop.run_in_executor(executor, load_catalogue, options.models)
-        vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, options.models))
+        catalogue = await loop.run_in_executor(executor, load_catalogue, folders)
+        vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, folders))
         with closing(vision):
             models = Running(address, tuple(engine.name for engine in catalogue), vision.models)
             if not models.speech_models + models.vision_models:
-                folders = ", ".join(map(str, options.models))
-                raise ValueError(f"no bundles under {folders}: a bundle is a folder in there with a bundle.json")
+                places = ", ".join(map(str, folders))
+                raise ValueError(f"no bundles under {places}: a bundle is a folder in there with a bundle.json")
             service.add_to_server(SpeechService(catalogue, executor, options.limits), server)
             vision_zoo.service.add_to_server(vision, server)
             reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -12,7 +12,6 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -22,6 +21,7 @@ from asr_server import messages
 from asr_server.audio import AudioDecoder
 from asr_server.catalogue import Catalogue
 from asr_server.messages import Call, Writer
+from asr_server.options import Limits
 from asr_server.pcm import Samples
 from asr_server.recognizer import Event, Result
 from asr_server.wire import speech_pb2 as pb
@@ -41,17 +41,6 @@ OUT_OF_RANGE = grpc.StatusCode.OUT_OF_RANGE
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one call may take."""
-
-    content_bytes: int = 10 << 20  # of a unary request
-    unary_seconds: float = 600.0
-    stream_seconds: float = 4 * 3600.0
-    idle_seconds: float = 60.0  # between two messages of a stream
-    calls: int = 200  # at once; more are refused, because queueing would only make all of them late
 
 
 class StatusError(Exception):

@@ -25,9 +25,10 @@ from asr_server.beam_search import DecodingOptions
 from asr_server.bundle import SpeechBundle
 from asr_server.features import FeatureConfig, Features
 from asr_server.model import DeepSpeech, DeepSpeechConfig
+from asr_server.options import Running, ServerOptions
 from asr_server.pcm import Samples
 from asr_server.recognizer import Engine
-from asr_server.server import Running, ServerOptions, running
+from asr_server.server import running
 
 RATE = 16000
 TONE, GAP = 0.12, 0.08  # seconds of one letter and of the silence after it

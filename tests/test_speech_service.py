@@ -16,10 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from asr_server import bundle
+from asr_server.options import Limits, ServerOptions
 from asr_server.pcm import LINEAR16, Samples
 from asr_server.recognizer import Engine
-from asr_server.server import ServerOptions
-from asr_server.service import Limits
 from asr_server.wire import speech_pb2 as pb
 from asr_server.wire import speech_pb2_grpc
 from tests.speech_fixtures import RATE, pcm, save_toy_bundle, serving, speak
