@@ -67,8 +67,8 @@ def test_googles_client(server: Process) -> None:
     finals = [result for result in answer["streaming"] if result["final"]]
     assert [result["transcript"] for result in finals] == ["go north", " it's"]
     assert answer["unary"] == ["go north", " it's"]
-    assert len([result for result in interims if result["at"] < answer["sent"]]) >= 5
-    assert interims[0]["at"] < 1.5 < answer["sent"]
+    assert len([result for result in interims if result["at"] < answer["sent"]]) >= 3
+    assert interims[0]["at"] < answer["sent"] - 1  # the first letters come seconds before the end
     assert all(0 < result["stability"] <= 1 for result in interims)
     assert finals[0]["at"] < answer["sent"]
     assert [word for word, _ in finals[0]["words"]] == ["go", "north"]
