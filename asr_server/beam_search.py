@@ -99,6 +99,7 @@ class BeamSearch:
         silence = Paths()
         silence.blank = silence.best_blank = 0.0
         self._beam: Beam = {self._tree.root: silence}
+        self._floor = IMPOSSIBLE  # the lowest rank in the beam, when it is full, or the lowest it would keep
         self._frame = 0
 
     def advance(self, log_probs: NDArray[Any]) -> None:
@@ -148,25 +149,32 @@ class BeamSearch:
         return (np.flatnonzero(symbols).tolist() for symbols in worth)
 
     def _extend(self, row: list[float], symbols: Sequence[int]) -> Beam:
-        """All prefixes after one more frame, and the sums of their paths."""
+        """All prefixes after one more frame, and the sums of their paths.
+
+        Every prefix of the beam can stay what it is by a blank, so `floor` is a rank that the next beam is sure to
+        reach; what does not reach it is not worth a node. A space may add to the rank, but never more than beta.
+        """
         beam: Beam = {}
         tree, frame = self._tree, self._frame
+        floor = self._floor + row[BLANK]
+        space_floor = floor - max(0.0, self.options.beta)
         for prefix, paths in self._beam.items():
             total, (best, spans) = paths.total, paths.best
             _paths(beam, prefix).add_blank(total + row[BLANK], best + row[BLANK], spans)
             for symbol in symbols:
                 log_prob = row[symbol]
                 if symbol != prefix.symbol:
-                    log_sum, best_before, before = total, best, spans
+                    log_sum, log_best, before = total + log_prob, best + log_prob, spans
                 else:
                     beam[prefix].add_label(paths.label + log_prob, paths.best_label + log_prob, paths.label_spans)
-                    log_sum, best_before, before = paths.blank, paths.best_blank, paths.blank_spans
-                child = tree.child(prefix, symbol) if log_sum > IMPOSSIBLE else None
+                    log_sum, log_best, before = paths.blank + log_prob, paths.best_blank + log_prob, paths.blank_spans
+                if log_sum + prefix.bonus < (space_floor if symbol == tree.space else floor) or log_sum == IMPOSSIBLE:
+                    continue
+                child = tree.child(prefix, symbol)
                 if child is not None:
-                    emitted = before
                     if symbol != tree.space:
-                        emitted = _continued(before, frame) if prefix.letters else (before, frame, frame + 1)
-                    _paths(beam, child).add_label(log_sum + log_prob, best_before + log_prob, emitted)
+                        before = _continued(before, frame) if prefix.letters else (before, frame, frame + 1)
+                    _paths(beam, child).add_label(log_sum, log_best, before)
         return beam
 
     def _prune(self, beam: Beam) -> Beam:
@@ -174,8 +182,11 @@ class BeamSearch:
         ranks = {prefix: paths.total + prefix.bonus for prefix, paths in beam.items()}
         floor = max(ranks.values()) + self.options.beam_prune_log_prob
         kept = [prefix for prefix, rank in ranks.items() if rank >= floor and rank > IMPOSSIBLE]
-        if len(kept) > self.options.beam_width:
+        if len(kept) >= self.options.beam_width:
             kept = heapq.nlargest(self.options.beam_width, kept, key=ranks.__getitem__)
+            floor = ranks[kept[-1]]
+        if kept:
+            self._floor = floor
         return {prefix: beam[prefix] for prefix in kept}
 
     def _candidate(self, prefix: Prefix, context: Context, lm_score: float, paths: Paths) -> _Candidate:

@@ -314,3 +314,14 @@ def test_a_lexicon_needs_a_word_list(tmp_path: Path) -> None:
         BeamSearch(options, LETTERS, None)
     with pytest.raises(ValueError, match=r"no word list '.*toy\.words'"):
         BeamSearch(options, LETTERS, LanguageModel(toy_arpa.write(tmp_path, words=False)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_pruning_costs_little(seed: int, model: LanguageModel) -> None:
+    """What the thresholds and a beam of 128 drop is e^-16 of the sum or cannot enter the beam."""
+    log_probs = matrix(seed, 8, sharpness=3.0)
+    exact = BeamSearch(EXACT, LETTERS, model).decode(log_probs)[0]
+    options = replace(EXACT, beam_width=128, token_min_log_prob=-12.0, beam_prune_log_prob=-16.0)
+    pruned = BeamSearch(options, LETTERS, model).decode(log_probs)[0]
+    assert pruned.text == exact.text
+    assert pruned.score == pytest.approx(exact.score, abs=1e-3)

@@ -75,8 +75,8 @@ def test_trials_rank_by_words_then_characters_then_width() -> None:
         options = DecodingOptions(beam_width=width)
         return Trial(options, Edits(word_errors, reference=10), Edits(character_errors, reference=50))
 
-    ordered = [trial(1, 9, 64), trial(2, 3, 8), trial(2, 3, 16), trial(2, 4, 8)]
-    assert sorted(ordered[::-1], key=lambda each: each.rank) == ordered
+    best, second, third, worst = trial(1, 9, 64), trial(2, 3, 8), trial(2, 3, 16), trial(2, 4, 8)
+    assert sorted([worst, second, best, third], key=lambda each: each.rank) == [best, second, third, worst]
 
 
 @pytest.mark.parametrize(
