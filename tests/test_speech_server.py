@@ -8,17 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import soundfile
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from asr_server.cli import main
-from tests.speech_fixtures import RATE, save_toy_bundle, speak
+from asr_server.wire import speech_pb2 as pb
+from asr_server.wire import speech_pb2_grpc
+from tests.speech_fixtures import RATE, pcm, save_toy_bundle, speak
 
 ROOT = Path(__file__).resolve().parent.parent
 PAUSE = np.zeros(round(1.2 * RATE), np.float32)
@@ -195,8 +200,42 @@ def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[s
     assert "asr-server" in capsys.readouterr().out
 
 
-def test_sigterm_ends_it_cleanly(server: Process) -> None:
-    """The last test of this file: it stops the server that the others have used."""
-    server.process.send_signal(signal.SIGTERM)
+def test_sigterm_lets_calls_end(server: Process) -> None:
+    """The last test of this file: it stops the server that the others have used, in the middle of a call."""
+    samples, stopped = pcm(speak("go north")), threading.Event()
+    half = len(samples) // 4 * 2
+
+    def requests() -> Iterator[pb.StreamingRecognizeRequest]:
+        config = pb.RecognitionConfig(
+            encoding=pb.RecognitionConfig.LINEAR16, sample_rate_hertz=RATE, language_code="en-US"
+        )
+        yield pb.StreamingRecognizeRequest(
+            streaming_config=pb.StreamingRecognitionConfig(config=config, interim_results=True)
+        )
+        yield pb.StreamingRecognizeRequest(audio_content=samples[:half])
+        stopped.wait(20)
+        yield pb.StreamingRecognizeRequest(audio_content=samples[half:])
+
+    with grpc.insecure_channel(server.address) as channel:
+        responses = speech_pb2_grpc.SpeechStub(channel).StreamingRecognize(requests(), timeout=40)
+        first = next(responses)
+        server.process.send_signal(signal.SIGTERM)
+        while _answers(server.address):
+            time.sleep(0.05)
+        stopped.set()
+        last = list(responses)[-1]
+    assert not first.results[0].is_final
+    assert last.results[0].is_final
+    assert last.results[0].alternatives[0].transcript == "go north"
     out, _ = server.process.communicate(timeout=20)
     assert (server.process.returncode, out) == (0, "stopped\n")
+
+
+def _answers(address: str) -> bool:
+    """Whether new calls are still taken."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        except grpc.RpcError:
+            return False
+    return True
