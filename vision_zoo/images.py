@@ -19,7 +19,7 @@ from torch import Tensor
 
 FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF")
 PIXEL_LIMIT = 25_000_000
-BYTES_PER_PIXEL = 24
+BYTES_PER_PIXEL = 32
 FIXED_BYTES = 80 * 2**20
 _STRIP = 64  # rows
 
