@@ -91,6 +91,8 @@ def microphone_chunks(stop: threading.Event, device: str | None = None) -> Itera
         ):
             while not stop.is_set():
                 yield heard.get()
+            for _ in range(heard.qsize()):  # heard before the end, and not yet sent
+                yield heard.get()
     except (sounddevice.PortAudioError, ValueError) as error:
         devices = ", ".join(d["name"] for d in sounddevice.query_devices() if d["max_input_channels"]) or "none"
         raise ClientError(f"no microphone could be opened ({error}). Input devices: {devices}") from None
