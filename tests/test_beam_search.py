@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -176,6 +176,7 @@ def test_the_language_model_decides_what_the_sound_does_not(model: LanguageModel
     assert best.score == pytest.approx(math.log(0.5) - 0.75 * 1.125 * math.log(10) + 0.5 * 2)
 
 
+@settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 99), cuts=st.lists(st.integers(0, 40), max_size=6), width=st.integers(1, 8))
 def test_any_chunks_equal_the_whole(model: LanguageModel, seed: int, cuts: list[int], width: int) -> None:
     options = DecodingOptions(beam_width=width, n_best=width)
@@ -264,6 +265,7 @@ DECODERS: list[Decode] = [lambda m: BeamSearch(EXACT, LETTERS, None).decode(m), 
 
 
 @pytest.mark.parametrize("decode", DECODERS, ids=["beam", "greedy"])
+@settings(deadline=None, max_examples=30)
 @given(frames=st.integers(1, 4), frame=st.integers(0, 3), symbol=st.integers(0, 3), bad=st.sampled_from([np.nan, 0.1]))
 def test_what_is_not_a_log_probability_is_refused(
     decode: Decode, frames: int, frame: int, symbol: int, bad: float
@@ -274,6 +276,7 @@ def test_what_is_not_a_log_probability_is_refused(
         decode(log_probs)
 
 
+@settings(deadline=None, max_examples=30)
 @given(shape=st.lists(st.integers(0, 5), min_size=0, max_size=3).filter(lambda s: len(s) != 2 or s[1] != 4))
 def test_a_wrong_shape_is_refused(shape: list[int]) -> None:
     search = BeamSearch(EXACT, LETTERS, None)

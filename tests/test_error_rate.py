@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.error_rate import Edits, character_edits, edits, word_edits
@@ -39,6 +39,7 @@ def test_rates_are_those_of_the_sum() -> None:
     assert Edits(insertions=2).rate == 200.0
 
 
+@settings(deadline=None)
 @given(said=st.text("abc", max_size=6), heard=st.text("abc", max_size=6))
 def test_no_shorter_way_exists(said: str, heard: str) -> None:
     @functools.cache
