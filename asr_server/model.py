@@ -219,4 +219,6 @@ def _recurrent_weight(width: int) -> Tensor:
 
     A ReLU recurrence learns from the identity (Le et al. 2015, arXiv 1504.00941); below one it cannot run away.
     """
-    return torch.diag(torch.empty(width).uniform_(0.0, 0.9)) + torch.randn(width, width) * (0.2 / width**0.5)
+    remembered = torch.diag(torch.empty(width).uniform_(0.0, 0.9))
+    weight: Tensor = remembered + torch.randn(width, width) * (0.2 / width**0.5)
+    return weight

@@ -6,6 +6,7 @@ python -m training.export speech ... --language-model lm.binary --alpha 0.8 --be
 """
 
 import argparse
+import pickle
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -30,8 +31,9 @@ def read_checkpoint(path: Path) -> tuple[Features, DeepSpeech, Alphabet]:
         features = Features(FeatureConfig(**described["features"]))
         model = DeepSpeech(DeepSpeechConfig(**described["model"]))
         alphabet = Alphabet(tuple(described["alphabet"]))
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of training.fit speech: {error}") from error
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a checkpoint of training.fit speech: {reason}") from error
     for part, module in (("features.", features), ("model.", model)):
         module.load_state_dict({k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)})
         module.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ Log spectra are computed once and kept in memory in half precision (about 60 MB 
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -93,17 +93,18 @@ class BucketSampler(Sampler[tuple[int, list[int]]]):
     batches left over after the last full round come in another epoch's order.
     """
 
-    def __init__(self, durations: Sequence[float], options: DataOptions, shuffle: bool = True) -> None:
-        self.durations, self.options, self.shuffle = durations, options, shuffle
+    def __init__(
+        self,
+        durations: Sequence[float],
+        options: DataOptions,
+        shuffle: bool = True,
+        epoch: Callable[[], int] = lambda: 0,  # asked at the beginning of each epoch, right after a resume too
+    ) -> None:
+        self.durations, self.options, self.shuffle, self.epoch = durations, options, shuffle, epoch
         self.rank, self.processes = rank_and_world()
-        self.epoch = 0
         self.sizes = _batch_sizes(sorted(durations), options)
         if shuffle and len(self.sizes) < self.processes:
             raise ValueError(f"{len(self.sizes)} batches are too few for {self.processes} processes: make them smaller")
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         if self.shuffle:
@@ -111,16 +112,19 @@ class BucketSampler(Sampler[tuple[int, list[int]]]):
         return len(range(self.rank, len(self.sizes), self.processes))
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        batches = self._batches()
+        # A generator: Lightning asks for the iterator before it has restored the steps of a resumed run.
+        epoch = self.epoch()
+        batches = self._batches(epoch)
         if self.shuffle:
-            if self.epoch > 0 or not self.options.shortest_first:
-                random.Random(f"order {self.options.seed} {self.epoch}").shuffle(batches)
+            if epoch > 0 or not self.options.shortest_first:
+                random.Random(f"order {self.options.seed} {epoch}").shuffle(batches)
             del batches[len(self) * self.processes :]
-        return iter([(self.epoch, batch) for batch in batches[self.rank :: self.processes]])
+        for batch in batches[self.rank :: self.processes]:
+            yield epoch, batch
 
-    def _batches(self) -> list[list[int]]:
+    def _batches(self, epoch: int) -> list[list[int]]:
         """Indices sorted by length, with a little noise when shuffled, and cut."""
-        generator = random.Random(f"neighbours {self.options.seed} {self.epoch}")
+        generator = random.Random(f"neighbours {self.options.seed} {epoch}")
         noise = 0.05 if self.shuffle else 0.0
         near = [duration * generator.uniform(1 - noise, 1 + noise) for duration in self.durations]
         order = iter(sorted(range(len(near)), key=near.__getitem__))
@@ -202,6 +206,11 @@ class SpeechData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.validation_set, shuffle=False)
 
+    def _steps(self) -> int:
+        """Steps taken; unlike the trainer's own count of epochs it is right at the beginning of a resumed run."""
+        return self.trainer.global_step if self.trainer else 0
+
     def _loader(self, data: SpeechDataset, shuffle: bool) -> DataLoader[Batch]:
-        sampler = BucketSampler([utterance.duration for utterance in data.utterances], self.options, shuffle)
+        durations = [utterance.duration for utterance in data.utterances]
+        sampler = BucketSampler(durations, self.options, shuffle, lambda: self._steps() // len(sampler))
         return DataLoader(data, sampler=sampler, batch_size=None)

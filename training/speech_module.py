@@ -13,9 +13,11 @@ from torch.nn import functional
 from asr_server.alphabet import BLANK, Alphabet
 from asr_server.features import FeatureConfig, Features
 from asr_server.model import Chunking, DeepSpeech, DeepSpeechConfig
+from training.error_rate import Edits, character_edits, word_edits
 from training.speech_data import Batch
 
 OPTIMISERS = ("adamw", "sgd")
+SHOWN = 4  # transcripts after each validation
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class SpeechModule(pl.LightningModule):
         alphabet: Alphabet,
         optimiser: OptimiserOptions,
         chunked_share: float = 0.0,
+        flat_start_steps: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -53,8 +56,8 @@ class SpeechModule(pl.LightningModule):
         self.features = Features(features)
         self.model = DeepSpeech(model)
         self.alphabet, self.optimiser = alphabet, optimiser
-        self.chunked_share, self.seed = chunked_share, seed
-        self.reset_errors()
+        self.chunked_share, self.flat_start_steps, self.seed = chunked_share, flat_start_steps, seed
+        self._forget_errors()
 
     def forward(self, batch: Batch, chunking: Chunking | None) -> tuple[Tensor, Tensor]:
         """(B, N, V), (B,)."""
@@ -66,7 +69,7 @@ class SpeechModule(pl.LightningModule):
         """Mean over the utterances of the negative log likelihood per symbol."""
         chunked = random.Random(f"{self.seed} {self.global_step}").random() < self.chunked_share
         log_probs, frames = self(batch, self.model.config.chunking if chunked else None)
-        loss = ctc(log_probs, frames, batch)
+        loss = (flat if self.global_step < self.flat_start_steps else ctc)(log_probs, frames, batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch.frames))
         return loss
 
@@ -79,32 +82,32 @@ class SpeechModule(pl.LightningModule):
             for row in range(len(frames)):
                 said = self.alphabet.decode(batch.targets[row, : batch.symbols[row]].tolist())
                 heard = self.alphabet.collapse(paths[row, : frames[row]].tolist())
-                self.count(name, said, heard)
+                self._count(name, said, heard)
             if name == "whole":
                 self.log("val_loss", ctc(log_probs, frames, batch), batch_size=len(frames))
 
     def on_validation_epoch_end(self) -> None:
-        """Report word and character error rates and a few transcripts."""
-        for name, (words, word_errors, characters, character_errors) in self.errors.items():
-            self.log(f"val_wer_{name}", word_errors / max(1, words), prog_bar=name == "whole")
-            self.log(f"val_cer_{name}", character_errors / max(1, characters))
+        """Report word and character error rates, in percent over all processes, and a few transcripts."""
+        for name, (words, characters) in self.errors.items():
+            self._log_rate(f"val_wer_{name}", words)
+            self._log_rate(f"val_cer_{name}", characters)
         for said, heard in self.shown:
             self.print(f"  said  {said}\n  heard {heard}")
-        self.reset_errors()
+        self._forget_errors()
 
-    def count(self, name: str, said: str, heard: str) -> None:
-        """Add one transcript to the error counts."""
-        totals = self.errors.setdefault(name, [0, 0, 0, 0])
-        totals[0] += len(said.split())
-        totals[1] += edits(said.split(), heard.split())
-        totals[2] += len(said)
-        totals[3] += edits(list(said), list(heard))
-        if name == "whole" and len(self.shown) < 4:
+    def _count(self, name: str, said: str, heard: str) -> None:
+        words, characters = self.errors.get(name, (Edits(), Edits()))
+        self.errors[name] = words + word_edits(said, heard), characters + character_edits(said, heard)
+        if name == "whole" and len(self.shown) < SHOWN:
             self.shown.append((said, heard))
 
-    def reset_errors(self) -> None:
-        """Forget the counts of the last validation."""
-        self.errors: dict[str, list[int]] = {}
+    def _log_rate(self, name: str, edits: Edits) -> None:
+        counts = torch.tensor([edits.errors, edits.reference], dtype=torch.float64, device=self.device)
+        errors, reference = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        self.log(name, 100.0 * errors / max(1.0, reference), prog_bar=name == "val_wer_whole")
+
+    def _forget_errors(self) -> None:
+        self.errors: dict[str, tuple[Edits, Edits]] = {}
         self.shown: list[tuple[str, str]] = []
 
     def configure_optimizers(self) -> Any:
@@ -135,14 +138,23 @@ def ctc(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
     )
 
 
-def edits(said: list[str], heard: list[str]) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(heard) + 1))
-    for i, left in enumerate(said, 1):
-        previous, row[0] = row[0], i
-        for j, right in enumerate(heard, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (left != right))
-    return row[-1]
+def flat(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
+    """Mean over utterances of the cross entropy per frame, as if all symbols shared the loud frames equally.
+
+    A flat start: an untrained network finds no alignment, and CTC only teaches it the letters' frequencies for long.
+    Frames in the quiet half of the range of log energies are blank.
+    """
+    stride = -(-batch.spectra.shape[1] // log_probs.shape[1])
+    energy = batch.spectra[:, ::stride, -1]  # (B, N)
+    spoken = torch.arange(energy.shape[1], device=frames.device) < frames[:, None]
+    quietest = energy.masked_fill(~spoken | energy.isnan(), torch.inf).amin(1, keepdim=True)
+    loudest = energy.masked_fill(~spoken | energy.isnan(), -torch.inf).amax(1, keepdim=True)
+    loud = spoken & (energy >= (quietest + loudest) / 2)  # a masked frame is NaN and not loud
+    place = loud.cumsum(1) - 1
+    turn = place.clamp(min=0) * batch.symbols[:, None] // loud.sum(1, keepdim=True).clamp(min=1)
+    wanted = batch.targets.gather(1, turn).where(loud, BLANK)
+    losses = -log_probs.gather(2, wanted[..., None])[..., 0]
+    return ((losses * spoken).sum(1) / frames).mean()
 
 
 def _rate(step: int, warmup: int, total: int) -> float:

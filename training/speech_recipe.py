@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
             annealing=args.annealing,
         ),
         args.chunked_share,
+        args.flat_start_steps,
         args.seed,
     )
     data = SpeechData(
@@ -98,6 +99,7 @@ def _add_optimiser_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = OptimiserOptions()
     recipe = parser.add_argument_group("optimiser", "sgd is the paper's: Nesterov momentum, annealed every epoch")
     recipe.add_argument("--optimiser", choices=OPTIMISERS, default=defaults.name, help="default: %(default)s")
+    recipe.add_argument("--flat-start-steps", type=int, default=0, help="symbols of equal length at first; default: 0")
     recipe.add_argument("--learning-rate", type=float, default=defaults.rate, help="default: %(default)s")
     recipe.add_argument("--warmup-steps", type=int, default=defaults.warmup_steps, help="adamw; default: %(default)s")
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="adamw; default: %(default)s")

@@ -72,9 +72,11 @@ def build_trainer(
         torch.set_num_threads(args.threads)
     _silence()
     lightning_seed.seed_everything(args.seed, workers=True, verbose=False)
-    keep = lightning_callbacks.ModelCheckpoint(
-        args.out, "best", monitor=monitor, mode=mode, save_last=True, enable_version_counter=False
-    )
+    # Two callbacks: save_last of the first would write only when the monitored figure improved.
+    keep = [
+        lightning_callbacks.ModelCheckpoint(args.out, "best", monitor=monitor, mode=mode, enable_version_counter=False),
+        lightning_callbacks.ModelCheckpoint(args.out, Path(LAST).stem, enable_version_counter=False),
+    ]
     bar = [] if args.quiet else [lightning_callbacks.TQDMProgressBar(refresh_rate=10)]
     return pl.Trainer(
         accelerator=args.accelerator,
@@ -84,7 +86,7 @@ def build_trainer(
         precision=args.precision,
         max_epochs=args.epochs,
         gradient_clip_val=args.clip or None,
-        callbacks=[StepSeed(args.seed), keep, *bar, *callbacks],
+        callbacks=[StepSeed(args.seed), *keep, *bar, *callbacks],
         logger=[
             loggers.CSVLogger(args.out, name="csv"),  # a folder each start: it would overwrite a resumed run's rows
             loggers.TensorBoardLogger(args.out, name="", version="tensorboard"),

@@ -1,0 +1,185 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from asr_server.features import FeatureConfig
+from asr_server.model import NORMALISATIONS, Chunking, DeepSpeech, DeepSpeechConfig
+from asr_server.recurrence import recur
+from tests.cuts import random_cuts
+
+CUTS = [None, Chunking(1, 0), Chunking(7, 4), Chunking(4, 9)]
+
+
+def network(
+    cut: Chunking | None = None, normalisation: str = "none", stride: int = 2, dropout: float = 0.1
+) -> DeepSpeech:
+    torch.manual_seed(0)
+    config = DeepSpeechConfig(
+        features=5,
+        symbols=6,
+        width=16,
+        context=3,
+        stride=stride,
+        dropout=dropout,
+        normalisation=normalisation,
+        chunk=cut.frames if cut else None,
+        right=cut.right if cut else 0,
+    )
+    return DeepSpeech(config).eval().requires_grad_(False)
+
+
+def speech(frames: int, batch: int = 1, seed: int = 0) -> Tensor:
+    return torch.randn(batch, frames, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def by_the_paper(model: DeepSpeech, x: Tensor) -> Tensor:
+    """The paper's equations frame by frame for one utterance, (T, F) -> (N, V)."""
+    config, weights = model.config, model.state_dict()
+    frames = []
+    for t in range(0, len(x), config.stride):
+        around = [
+            x[u] if 0 <= u < len(x) else torch.zeros(5) for u in range(t - config.context, t + config.context + 1)
+        ]
+        h = torch.cat(around)
+        for layer in range(3):
+            h = (weights[f"dense.{layer}.linear.weight"] @ h + weights[f"dense.{layer}.linear.bias"]).clamp(0, 20)
+        frames.append(weights["recurrent_input.weight"] @ h + weights["recurrent_input.bias"])
+    zero = torch.zeros(config.width)
+    ahead, behind = [zero], [zero]
+    for z in frames:
+        ahead.append((z + model.forward_weight @ ahead[-1]).clamp(0, 20))
+    for z in reversed(frames):
+        behind.append((z + model.backward_weight @ behind[-1]).clamp(0, 20))
+    symbols = []
+    for f, b in zip(ahead[1:], reversed(behind[1:]), strict=True):
+        h = (weights["merge.linear.weight"] @ (f + b) + weights["merge.linear.bias"]).clamp(0, 20)
+        symbols.append(torch.log_softmax(weights["output.weight"] @ h + weights["output.bias"], 0))
+    return torch.stack(symbols)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_forward_is_the_paper(stride: int) -> None:
+    model = network(stride=stride)
+    x = speech(20)
+    found, lengths = model(x, torch.tensor([20]))
+    assert lengths.tolist() == [math.ceil(20 / stride)]
+    torch.testing.assert_close(found[0], by_the_paper(model, x[0]), rtol=0, atol=1e-5)
+
+
+def test_the_paper_sized_network_has_its_parameters() -> None:
+    with torch.device("meta"):
+        model = DeepSpeech(DeepSpeechConfig())
+    H, window = 2048, 19 * 81
+    square = H * H
+    assert sum(p.numel() for p in model.parameters()) == H * window + 6 * square + 5 * H + 29 * H + 29
+
+
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("frames", [1, 2, 29, 60])
+def test_a_stream_equals_the_whole_in_the_same_chunks(cut: Chunking | None, normalisation: str, frames: int) -> None:
+    model = network(cut, normalisation)
+    x = speech(frames, seed=frames)
+    whole, lengths = model(x, torch.tensor([frames]), cut)
+    for seed in range(4):
+        state, parts = model.initial_state(), []
+        for chunk in random_cuts(x[0], seed, longest=25):
+            part, state = model.step(chunk, state)
+            parts.append(part)
+        parts.append(model.finish(state))
+        assert len(torch.cat(parts)) == lengths.item()
+        torch.testing.assert_close(torch.cat(parts), whole[0], rtol=0, atol=1e-5)
+
+
+def test_a_stream_answers_after_chunk_right_context_and_window() -> None:
+    model = network(Chunking(7, 4))
+    needed = 3 + 2 * (7 + 4 - 1) + 1  # half of layer 1's window behind the last of 11 output frames
+    early, state = model.step(speech(needed - 1)[0], model.initial_state())
+    late, state = model.step(speech(1)[0], state)
+    assert (len(early), len(late)) == (0, 7)
+    assert len(state.heard) <= 7  # no more than a window is kept however long the stream
+    assert len(state.pending) == 4
+
+
+def test_an_empty_stream_has_no_output() -> None:
+    model = network(Chunking(7, 4))
+    assert model.finish(model.initial_state()).shape == (0, 6)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_padding_and_neighbours_change_nothing(cut: Chunking | None) -> None:
+    model = network(cut)
+    x = speech(40, batch=3)
+    lengths = torch.tensor([40, 17, 1])
+    together, frames = model(x, lengths, cut)
+    for row, length in enumerate(lengths.tolist()):
+        alone, _ = model(x[row : row + 1, :length], torch.tensor([length]), cut)
+        torch.testing.assert_close(together[row, : frames[row]], alone[0], rtol=0, atol=1e-5)
+
+
+def test_one_chunk_over_everything_is_the_whole() -> None:
+    model = network()
+    x, lengths = speech(33, batch=2), torch.tensor([33, 20])
+    torch.testing.assert_close(model(x, lengths)[0][0], model(x, lengths, Chunking(17, 0))[0][0], rtol=0, atol=1e-5)
+
+
+def test_chunks_do_not_see_beyond_their_right_context() -> None:
+    model = network(dropout=0.0)
+    cut, length = Chunking(5, 3), torch.tensor([60])
+    x = speech(60)
+    changed = x.clone()
+    changed[:, 30:] += 1.0  # the first window that sees it is output frame 14: input frames 25 to 31
+    before, after = model(x, length, cut)[0][0], model(changed, length, cut)[0][0]
+    assert torch.equal(before[:10], after[:10])  # chunk 5..9 reads up to 12
+    assert not torch.allclose(before[10:14], after[10:14])  # chunk 10..14 reads up to 17
+    whole = model(changed, length)[0][0]
+    assert not torch.allclose(model(x, length)[0][0][:10], whole[:10])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_gradient_of_the_recurrence_is_autograd_s(reverse: bool) -> None:
+    torch.manual_seed(1)
+    inputs = [torch.randn(6, 2, 4), torch.randn(4, 4) * 0.5, torch.rand(2, 4)]
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    plain = [tensor.clone().requires_grad_() for tensor in inputs]
+    states = recur(ours[0], ours[1], ours[2], 1.0, reverse=reverse)
+    state, expected = plain[2], {}
+    for t in reversed(range(6)) if reverse else range(6):
+        state = expected[t] = (plain[0][t] + state @ plain[1].t()).clamp(0, 1.0)
+    stacked = torch.stack([expected[t] for t in range(6)])
+    torch.testing.assert_close(states, stacked)
+    weights = torch.randn(6, 2, 4)
+    (states * weights).sum().backward()
+    (stacked * weights).sum().backward()
+    for mine, theirs in zip(ours, plain, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_dropout_is_on_the_feed_forward_layers_only_and_off_in_evaluation() -> None:
+    model = network(dropout=0.5)
+    x, length = speech(10), torch.tensor([10])
+    assert torch.equal(model(x, length)[0], model(x, length)[0])
+    assert sum(isinstance(module, torch.nn.Dropout) for module in model.modules()) == 4
+    model.train()
+    assert not torch.equal(model(x, length)[0], model(x, length)[0])
+
+
+def test_the_frame_rate() -> None:
+    assert network(stride=3).frame_seconds(FeatureConfig()) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"width": 0}, "width is 0"),
+        ({"dropout": 1.0}, "dropout 1.0"),
+        ({"normalisation": "batch"}, "Select one of"),
+        ({"chunk": 0}, "chunk of 0"),
+        ({"chunk": 4, "right": -1}, "right context -1"),
+    ],
+)
+def test_impossible_configurations(wrong: dict[str, int | float | str], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        DeepSpeechConfig(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from asr_server.alphabet import Alphabet
+from asr_server.features import Features
+from tests.tones import write_tones
+from training.augment import AugmentOptions, add_noise, augment, mask, warp
+from training.speech_data import BucketSampler, DataOptions, SpeechData, SpeechDataset, statistics
+from training.speech_manifest import read_manifest
+from training.speech_split import split
+
+NONE = AugmentOptions(tempo=0, pitch=0, level=0, noise=0, time_masks=0, frequency_masks=0)
+
+
+def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path / "data", 3)
+    utterances = read_manifest(manifest)
+    assert [utterance.audio.parent for utterance in utterances] == [tmp_path / "data"] * 3
+    assert utterances[0].samples(16000).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[]", "line 2: a line is one JSON object, not list"),
+        ('{"duration": 1, "text": "a"}', "line 2: 'audio_filepath' is missing"),
+        ('{"audio_filepath": "0.wav", "text": "a"}', "line 2: 'duration' is missing"),
+        ('{"audio_filepath": "0.wav", "duration": "1", "text": "a"}', "line 2: 'duration' is '1'"),
+        ('{"audio_filepath": "9.wav", "duration": 1, "text": "a"}', r"line 2: there is no audio file .*9.wav"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, text: str) -> None:
+    manifest = write_tones(tmp_path, 1)
+    manifest.write_text(manifest.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=text) as error:
+        read_manifest(manifest)
+    assert str(manifest) in str(error.value)
+
+
+def test_audio_of_another_rate_or_kind_is_refused(tmp_path: Path) -> None:
+    (utterance,) = read_manifest(write_tones(tmp_path, 1))
+    with pytest.raises(ValueError, match="has 16000 Hz, the features need 8000 Hz"):
+        utterance.samples(8000)
+    utterance.audio.write_bytes(b"not audio")
+    with pytest.raises(ValueError, match="cannot be read as audio"):
+        utterance.samples(16000)
+
+
+def test_two_channels_become_their_mean(tmp_path: Path) -> None:
+    (utterance,) = read_manifest(write_tones(tmp_path, 1))
+    soundfile.write(utterance.audio, np.tile([[0.5, 0.25]], (100, 1)), 16000)
+    assert np.allclose(utterance.samples(16000), 0.375, atol=1e-4)
+
+
+def test_a_transcript_outside_the_alphabet_names_the_recording(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path, 1)
+    entry = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**entry, "text": "4 you"}))
+    with pytest.raises(ValueError, match=r"0\.wav: character '4'"):
+        SpeechDataset(read_manifest(manifest), Features(), Alphabet())
+
+
+def test_batches_keep_their_limits_and_hold_everything_once() -> None:
+    durations = [0.5 + 0.1 * (index * 37 % 100) for index in range(100)]
+    options = DataOptions(batch_seconds=20, batch_utterances=6)
+    for epoch in range(3):
+        sampler = BucketSampler(durations, options, epoch=partial(int, epoch))
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert sorted(index for _, batch in batches for index in batch) == list(range(100))
+        for _, batch in batches:
+            longest = max(durations[index] for index in batch)
+            assert len(batch) <= 6
+            assert longest * len(batch) <= 20 * 1.11  # neighbours are drawn with 5 % noise
+            assert min(durations[index] for index in batch) > 0.7 * longest or longest < 2
+
+
+def test_the_first_epoch_begins_with_the_short_ones() -> None:
+    epochs = [0, 1, 1, 1]
+    durations = [float(index) for index in range(1, 60)]
+    sampler = BucketSampler(durations, DataOptions(batch_utterances=4), epoch=lambda: epochs.pop(0))
+    starts = [min(batch) // 4 for _, batch in sampler]
+    assert starts == sorted(starts)
+    starts = [min(batch) // 4 for _, batch in sampler]
+    assert starts != sorted(starts)
+    assert list(sampler) == list(sampler)  # the same again after a resume
+
+
+def test_processes_share_the_batches() -> None:
+    shares = []
+    for rank in range(2):
+        sampler = BucketSampler([1.0] * 50, DataOptions(batch_utterances=7), epoch=lambda: 3)
+        sampler.rank, sampler.processes = rank, 2
+        shares.append([index for _, batch in sampler for index in batch])
+        assert len(sampler) == 4
+    assert not set(shares[0]) & set(shares[1])
+
+
+def test_batches_are_padded_and_know_their_lengths(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path, 8)
+    data = SpeechData([manifest], [manifest], Features(), Alphabet(), DataOptions(batch_utterances=4))
+    batch = next(iter(data.train_dataloader()))
+    assert batch.spectra.shape == (4, batch.frames.max(), 81)
+    for row, (frames, symbols) in enumerate(zip(batch.frames, batch.symbols, strict=True)):
+        assert (batch.spectra[row, frames:] == 0).all()
+        assert (batch.targets[row, :symbols] > 0).all()
+        assert (batch.targets[row, symbols:] == 0).all()
+
+
+def test_a_manifest_named_twice_counts_double(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path, 3)
+    data = SpeechData([manifest, manifest], [manifest], Features(), Alphabet(), DataOptions())
+    assert len(data.train_set) == 6
+    assert data.train_set.spectra[0] is data.train_set.spectra[3]
+
+
+def test_long_utterances_are_left_out(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path, 3)
+    with pytest.raises(ValueError, match=r"none of the 3 training utterances is at most 0\.1 s long"):
+        SpeechData([manifest], [manifest], Features(), Alphabet(), DataOptions(longest=0.1))
+
+
+def test_statistics_are_the_data_s(tmp_path: Path) -> None:
+    data = SpeechDataset(read_manifest(write_tones(tmp_path, 4)), Features(), Alphabet())
+    mean, std = statistics(data)
+    frames = np.concatenate(data.spectra).astype(np.float64)
+    assert np.allclose(mean, frames.mean(0), atol=1e-4)
+    assert np.allclose(std, frames.std(0), atol=1e-4)
+
+
+def test_augmentation_repeats_for_an_epoch_and_differs_between_epochs(tmp_path: Path) -> None:
+    data = SpeechDataset(
+        read_manifest(write_tones(tmp_path, 1)), Features(), Alphabet(), AugmentOptions(tempo=0, pitch=0)
+    )
+    first, again, other = data[(0, [0])], data[(0, [0])], data[(1, [0])]
+    assert torch.equal(first.spectra.nan_to_num(), again.spectra.nan_to_num())
+    assert not torch.equal(first.spectra.nan_to_num(), other.spectra.nan_to_num())
+
+
+def test_no_augmentation_is_the_original() -> None:
+    spectrum = np.random.default_rng(0).normal(size=(20, 81)).astype(np.float32)
+    assert np.allclose(augment(spectrum, NONE, np.random.default_rng(1), []), spectrum)
+
+
+def test_warp_moves_time_and_frequency() -> None:
+    spectrum = np.zeros((100, 81), np.float32)
+    spectrum[50, 40] = spectrum[50, 80] = 1.0
+    changed = warp(spectrum, tempo=2.0, pitch=1.5)
+    assert changed.shape == (50, 81)
+    assert divmod(int(changed[:, :80].argmax()), 80) == (25, 60)
+    assert changed[:, 80].argmax() == 25
+
+
+def test_noise_has_the_asked_level() -> None:
+    random = np.random.default_rng(0)
+    speech, noise = np.full((50, 81), 2.0, np.float32), np.full((30, 81), 7.0, np.float32)
+    noisy = add_noise(speech, noise, 10.0, random)
+    assert np.allclose(np.exp(noisy - 2.0), 1.1, atol=1e-4)  # 10 dB: a tenth of the power is added
+
+
+def test_masks_are_nan_and_spare_the_energy() -> None:
+    spectrum = np.zeros((300, 81), np.float32)
+    options = AugmentOptions(time_masks=0, frequency_masks=3)
+    masked = mask(spectrum, options, np.random.default_rng(3))
+    assert np.isnan(masked[:, :80]).any()
+    assert not np.isnan(masked[:, 80]).any()
+    timed = np.isnan(mask(spectrum, AugmentOptions(time_masks=3, frequency_masks=0), np.random.default_rng(3)))
+    assert 0 < timed.all(axis=1).sum() < 300
+    assert (timed.all(axis=1) == timed.any(axis=1)).all()
+
+
+def test_whole_speakers_are_held_out(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path / "data", 12)
+    train, development = tmp_path / "a" / "train.jsonl", tmp_path / "b" / "dev.jsonl"
+    assert split(manifest, 1, 0, train, development) == (9, 3)
+    speakers = [{utterance.speaker for utterance in read_manifest(path)} for path in (train, development)]
+    assert not speakers[0] & speakers[1]
+    with pytest.raises(ValueError, match="cannot hold out 4 speakers"):
+        split(manifest, 4, 0, train, development)

@@ -1,0 +1,187 @@
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from asr_server import bundle
+from asr_server.alphabet import Alphabet
+from asr_server.features import FeatureConfig
+from asr_server.model import DeepSpeechConfig
+from tests.tones import write_tones
+from training import export, fit
+from training.speech_data import Batch
+from training.speech_module import OptimiserOptions, SpeechModule, ctc, flat
+
+NETWORK = shlex.split(
+    "--width 24 --context 1 --dropout 0.1 --normalisation layer --chunk 8 --right 4 --batch-utterances 4"
+)
+QUIET = shlex.split("--batch-utterances 4 --quiet --accelerator cpu --threads 1")
+
+
+def command(manifest: Path, out: Path, *more: str) -> list[str]:
+    files = ["--train", str(manifest), "--validation", str(manifest), "--out", str(out)]
+    return ["speech", *files, *NETWORK, *QUIET, *more]
+
+
+def module(dropout: float = 0.0) -> SpeechModule:
+    torch.manual_seed(0)
+    config = DeepSpeechConfig(features=81, width=12, context=1, dropout=dropout)
+    return SpeechModule(FeatureConfig(), config, Alphabet(), OptimiserOptions())
+
+
+def four() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    spectra = torch.randn(4, 30, 81, generator=generator)
+    targets = torch.tensor([[3, 4, 5], [4, 4, 0], [6, 0, 0], [7, 8, 3]])
+    return Batch(spectra, torch.tensor([30, 24, 17, 30]), targets, torch.tensor([3, 2, 1, 3]))
+
+
+def gradients(network: torch.nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+
+
+def one_of_two_processes(rank: int, rendezvous: Path) -> list[Tensor]:
+    distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    network = DistributedDataParallel(module())
+    batch = Batch(*(field[rank * 2 : rank * 2 + 2] for field in four()))
+    log_probs, frames = network(batch, None)
+    ctc(log_probs, frames, batch).backward()
+    shared = gradients(network)
+    distributed.destroy_process_group()
+    return shared
+
+
+def test_two_processes_have_the_gradient_of_the_joined_batch(tmp_path: Path) -> None:
+    other = multiprocessing.get_context("spawn").Process(target=one_of_two_processes, args=(1, tmp_path / "meet"))
+    other.start()
+    shared = one_of_two_processes(0, tmp_path / "meet")
+    other.join()
+    assert other.exitcode == 0
+    single = module()
+    log_probs, frames = single(four(), None)
+    ctc(log_probs, frames, four()).backward()
+    expected = gradients(single)
+    assert len(shared) == len(expected) > 10
+    for ours, theirs in zip(shared, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
+def test_the_flat_start_s_loss_by_hand() -> None:
+    log_probs = torch.log_softmax(torch.randn(2, 6, 29, generator=torch.Generator().manual_seed(0)), -1)
+    spectra = torch.zeros(2, 12, 81)
+    energies = torch.tensor([[0.0, 9, 9, 9, 0, 9], [8, 8, 1, 8, 99, 99]])  # of the frames that the network keeps
+    spectra[:, ::2, -1] = energies
+    spectra[0, 6, -1] = torch.nan  # masked: it counts as quiet
+    batch = Batch(spectra, torch.tensor([12, 8]), torch.tensor([[3, 4, 5], [6, 7, 0]]), torch.tensor([3, 2]))
+    wanted = [[0, 3, 4, 0, 0, 5], [6, 6, 0, 7]]
+    losses = [
+        -sum(log_probs[row, n, symbol] for n, symbol in enumerate(symbols)) / len(symbols)
+        for row, symbols in enumerate(wanted)
+    ]
+    torch.testing.assert_close(flat(log_probs, torch.tensor([6, 4]), batch), (losses[0] + losses[1]) / 2)
+
+
+def test_masked_frames_are_the_mean_of_the_training_data() -> None:
+    network = module()
+    network.features.set_statistics(torch.full((81,), 3.0), torch.full((81,), 2.0))
+    batch = four()
+    missing, mean = batch.spectra.clone(), batch.spectra.clone()
+    missing[0, 4:8], mean[0, 4:8] = torch.nan, 3.0
+    found = network(batch._replace(spectra=missing), None)[0]
+    assert torch.equal(found, network(batch._replace(spectra=mean), None)[0])
+
+
+def test_sgd_is_annealed_every_epoch_and_has_nesterov_momentum() -> None:
+    network = module()
+    network.optimiser = OptimiserOptions("sgd", rate=0.1, annealing=0.5)
+    (sgd,), (schedule,) = network.configure_optimizers()
+    assert sgd.defaults["nesterov"]
+    assert sgd.defaults["momentum"] == 0.99
+    sgd.step()
+    schedule.step()
+    assert sgd.param_groups[0]["lr"] == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="Select one of"):
+        replace(network.optimiser, name="lion")
+
+
+@pytest.mark.parametrize("optimiser", [("adamw", "5e-3"), ("sgd", "1e-3")])
+def test_training_learns_and_exports(
+    optimiser: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_tones(tmp_path / "data", 16)
+    name, rate = optimiser
+    options = ["--optimiser", name, "--learning-rate", rate, "--momentum", "0.9", "--warmup-steps", "5"]
+    assert fit.main(command(manifest, tmp_path / "run", "--epochs", "6", "--chunked-share", "0.5", *options)) == 0
+    assert "said" in capsys.readouterr().out  # sample transcripts
+    rows = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val_loss")
+    losses = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    assert len(losses) == 6
+    assert losses[-1] < 0.8 * losses[0]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    out = tmp_path / "bundle"
+    assert (
+        export.main(["speech", "--checkpoint", str(tmp_path / "run" / "last.ckpt"), "--name", "t", "--out", str(out)])
+        == 0
+    )
+    trained = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    loaded = bundle.load(out)
+    for key, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, trained[f"model.{key}"])
+    assert torch.equal(loaded.features.mean, trained["features.mean"])
+    assert loaded.model.config.chunk == 8
+
+
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path / "data", 16)
+    more = ["--epochs", "5", "--chunked-share", "0.5", "--warmup-steps", "3", "--flat-start-steps", "6"]
+    fit.main(command(manifest, tmp_path / "whole", *more))
+    killed = command(manifest, tmp_path / "killed", *more)
+    run = [sys.executable, "-m", "training.fit", *killed]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint, deadline = tmp_path / "killed" / "last.ckpt", time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    subprocess.run([*run, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    whole, resumed = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "killed"))
+    assert whole["global_step"] == resumed["global_step"] == 5 * 4
+    for key, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][key]), key
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--chunked-share", "0.5", "--chunk", "0"], "chunk of 0"),
+        (["--longest", "0.01"], "none of the 4 training utterances"),
+        (["--validation", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+    ],
+)
+def test_errors_are_one_line(more: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_tones(tmp_path / "data", 4)
+    with pytest.raises(SystemExit) as exit_code:
+        fit.main(command(manifest, tmp_path / "run", *more))
+    assert exit_code.value.code == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("\n") == 1
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.ckpt").write_bytes(b"nothing")
+    with pytest.raises(SystemExit):
+        export.main(["speech", "--checkpoint", str(tmp_path / "x.ckpt"), "--name", "t", "--out", str(tmp_path / "o")])
+    assert "x.ckpt: not a checkpoint of training.fit speech" in capsys.readouterr().err
