@@ -164,8 +164,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--manifest", type=Path, required=True, metavar="FILE", help="held-out utterances, not the test"
     )
     grid = parser.add_argument_group("what to try")
-    grid.add_argument("--alpha", type=float, nargs="+", default=[0.25, 0.5, 1.0, 1.5, 2.0, 2.5], metavar="A")
-    grid.add_argument("--beta", type=float, nargs="+", default=[-1.0, 0.0, 1.0, 2.0, 4.0], metavar="B")
+    grid.add_argument(
+        "--alpha",
+        type=float,
+        nargs="+",
+        default=[0.25, 0.5, 1.0, 1.5, 2.0, 2.5],
+        metavar="A",
+        help="default: %(default)s",
+    )
+    grid.add_argument(
+        "--beta", type=float, nargs="+", default=[-1.0, 0.0, 1.0, 2.0, 4.0], metavar="B", help="default: %(default)s"
+    )
     grid.add_argument("--beam-width", type=int, nargs="+", metavar="N", help="default: the bundle's")
     grid.add_argument("--lexicon", nargs="+", choices=SWITCH, help="only words of the list (default: the bundle's)")
     grid.add_argument("--random", type=int, metavar="N", help="N random trials instead of the grid")
