@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from asr_server import client
@@ -179,8 +180,11 @@ def _transcribe(args: argparse.Namespace) -> int:
     if args.output and len(args.files) > 1 and not args.output.is_dir():
         raise ClientError(f"--output {args.output} is not a folder, and {len(args.files)} recordings need one")
     hear = _locally(args) if args.local else _remotely(args)
-    for path in args.files or [None]:
-        _transcribe_one(args, path, hear)
+    with _stop_on_interrupt() as stop:
+        for path in args.files or [None]:
+            _transcribe_one(args, path, hear, stop)
+            if path and stop.is_set():
+                return 130
     return 0
 
 
@@ -196,10 +200,12 @@ def _locally(args: argparse.Namespace) -> Hear:
     return lambda chunks: local.hear_locally(chunks, engine, not args.no_interim)
 
 
-def _transcribe_one(args: argparse.Namespace, path: Path | None, hear: Hear) -> None:
-    chunks = client.file_chunks(path) if path else client.microphone_chunks(_stop_on_interrupt(), args.device)
+def _transcribe_one(args: argparse.Namespace, path: Path | None, hear: Hear, stop: threading.Event) -> None:
+    chunks = client.file_chunks(path) if path else client.microphone_chunks(stop, args.device)
     if args.realtime and path:
         chunks = client.paced(chunks)
+    if path:
+        chunks = client.until(stop, chunks)
     # Text for the eyes is shown as it is found; everything else is written when it is whole.
     live = args.output is None and args.format == "txt"
     transcript = Transcript(str(path or "microphone"), tuple(_collect(hear(chunks), live)))
@@ -207,16 +213,20 @@ def _transcribe_one(args: argparse.Namespace, path: Path | None, hear: Hear) -> 
         _write(render(transcript, args.format), args.output, path, args.format)
 
 
-def _stop_on_interrupt() -> threading.Event:
-    """The first Ctrl-C ends the recording, so that its last words are still recognised; the second one the program."""
+@contextmanager
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """The first Ctrl-C ends the recording, so that what was heard is still recognised; the second one the program."""
     stop = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop.set()
 
-    signal.signal(signal.SIGINT, interrupt)
-    return stop
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _collect(heard: Iterable[Heard], live: bool) -> Iterator[Segment]:

@@ -6,13 +6,13 @@ that libsndfile reads can be transcribed, and pacing is exact.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
@@ -51,13 +51,18 @@ def file_chunks(path: Path) -> Iterator[Samples]:
     """The first channel of a file at RATE, in pieces of CHUNK_SECONDS."""
     try:
         with soundfile.SoundFile(path) as file:
-            resampler = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32")
             size = round(CHUNK_SECONDS * file.samplerate)
-            while len(block := file.read(size, dtype="float32", always_2d=True)):
-                yield _resampled(resampler, block[:, 0], file.samplerate)
-            yield _resampled(resampler, np.zeros(0, np.float32), file.samplerate, last=True)
+            channel = (
+                np.ascontiguousarray(block[:, 0]) for block in file.blocks(size, dtype="float32", always_2d=True)
+            )
+            yield from channel if file.samplerate == RATE else _resampled(channel, file.samplerate)
     except soundfile.SoundFileError as error:
         raise ClientError(f"{path}: cannot be read as audio: {error}") from None
+
+
+def until(stop: threading.Event, chunks: Iterable[Samples]) -> Iterator[Samples]:
+    """The chunks up to the moment when `stop` is set."""
+    return itertools.takewhile(lambda _: not stop.is_set(), chunks)
 
 
 def paced(chunks: Iterable[Samples]) -> Iterator[Samples]:
@@ -98,11 +103,11 @@ def microphone_chunks(stop: threading.Event, device: str | None = None) -> Itera
         raise ClientError(f"no microphone could be opened ({error}). Input devices: {devices}") from None
 
 
-def _resampled(resampler: Any, samples: Samples, rate: int, last: bool = False) -> Samples:
-    if rate == RATE:
-        return np.ascontiguousarray(samples)
-    resampled: Samples = resampler.resample_chunk(np.ascontiguousarray(samples), last=last)
-    return resampled
+def _resampled(chunks: Iterable[Samples], rate: int) -> Iterator[Samples]:
+    resampler = soxr.ResampleStream(rate, RATE, 1, dtype="float32")
+    for chunk in chunks:
+        yield resampler.resample_chunk(chunk)
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 # --- recognition ---

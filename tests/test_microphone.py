@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +53,14 @@ class InputStream:
 
 
 @pytest.fixture
-def sounddevice(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+def sounddevice(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("sounddevice")
     monkeypatch.setattr(module, "InputStream", InputStream, raising=False)
     monkeypatch.setattr(module, "PortAudioError", PortAudioError, raising=False)
     devices = [{"name": "desk", "max_input_channels": 1}, {"name": "speaker", "max_input_channels": 0}]
     monkeypatch.setattr(module, "query_devices", lambda: devices, raising=False)
     monkeypatch.setitem(sys.modules, "sounddevice", module)
-    before = signal.getsignal(signal.SIGINT)
-    yield module
-    signal.signal(signal.SIGINT, before)
+    return module
 
 
 def test_listens_until_interrupted(
@@ -72,6 +70,7 @@ def test_listens_until_interrupted(
     save_toy_bundle(tmp_path)
     assert main(["transcribe", "--local", "--models", str(tmp_path), "--microphone"]) == 0
     assert capsys.readouterr().out == "go up\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_such_device(sounddevice: types.ModuleType) -> None:

@@ -162,14 +162,10 @@ def test_client_errors(server: Process, capsys: pytest.CaptureFixture[str], tmp_
 def test_microphone_without_a_device(
     server: Process, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        monkeypatch.setitem(sys.modules, "sounddevice", None)
-        assert "needs the Python package sounddevice" in failed(
-            capsys, "transcribe", "--server", server.address, "--microphone"
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert "needs the Python package sounddevice" in failed(
+        capsys, "transcribe", "--server", server.address, "--microphone"
+    )
 
 
 def free_port() -> int:
