@@ -213,3 +213,21 @@ def test_flac_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) -
     source = FlacSource()
     with pytest.raises(ValueError, match="at most 10000 at once"):
         source.feed(encode(np.zeros(RATE * 2, np.int16), container="FLAC"))
+
+
+@pytest.mark.parametrize("name", ["wav", "wav-mulaw", "flac", "flac-24bit-stereo"])
+def test_damage_is_a_value_error_or_nothing(name: str) -> None:
+    """Whatever bytes come, the answer is samples in range or a ValueError."""
+    data, _ = RECORDINGS[name]
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(data)
+        for _ in range(int(rng.integers(1, 6))):
+            place = int(rng.integers(0, 60 if rng.random() < 0.5 else len(data)))
+            damaged[place] = int(rng.integers(0, 256))
+        end = int(rng.integers(1, len(damaged)))
+        try:
+            samples = decode(bytes(damaged[:end]), AudioFormat(), random_cuts(end, 8, seed))
+        except ValueError:
+            continue
+        assert np.abs(samples).max(initial=0) <= 1
