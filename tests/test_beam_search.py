@@ -240,7 +240,7 @@ def test_n_best_is_a_limit() -> None:
 def test_the_tree_holds_only_what_the_beam_needs(model: LanguageModel) -> None:
     """A long stream whose beams share all but the last words leaves about one node per symbol of the text."""
     search = BeamSearch(DecodingOptions(beam_width=16), LETTERS, model)
-    for seed in range(20):
+    for seed in range(6):
         search.advance(matrix(seed, 100, sharpness=4.0))
     gc.collect()
     nodes = sum(type(item) is Prefix for item in gc.get_objects())

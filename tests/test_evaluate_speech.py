@@ -13,7 +13,7 @@ from tests import toy_arpa
 from tests.speech_fixtures import RATE, save_toy_bundle, speak
 from training import evaluate
 from training.error_rate import Edits
-from training.evaluate_speech import Heard, summarise
+from training.evaluate_speech import Heard, spread, summarise
 from training.recognition import Setting, find_bundle
 from training.speech_manifest import Utterance
 
@@ -47,7 +47,7 @@ def figures_of(capsys: pytest.CaptureFixture[str], bundle: Path, manifest: Path,
     return figures
 
 
-@pytest.mark.parametrize("how", [[], ["--greedy"], ["--chunked"], ["--streaming", "--piece", "0.037"], ["--jobs", "2"]])
+@pytest.mark.parametrize("how", [[], ["--greedy"], ["--chunked"], ["--streaming", "--piece", "0.037"]])
 def test_rates_of_a_manifest(
     capsys: pytest.CaptureFixture[str], toy_bundle: Path, manifest: Path, tmp_path: Path, how: list[str]
 ) -> None:
@@ -66,6 +66,11 @@ def test_rates_of_a_manifest(
 def test_streams_equal_the_chunked_pass(capsys: pytest.CaptureFixture[str], toy_bundle: Path, manifest: Path) -> None:
     figures = figures_of(capsys, toy_bundle, manifest, "--compare-streaming")
     assert (figures["streaming_equal"], figures["different"], figures["mode"]) == (3, [], "streaming")
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_jobs_keep_the_order(jobs: int) -> None:
+    assert list(spread(str.upper, ["one", "two", "three"], jobs)) == ["ONE", "TWO", "THREE"]
 
 
 def test_a_difference_is_reported() -> None:

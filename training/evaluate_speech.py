@@ -158,7 +158,7 @@ def spread(task: Callable[[Item], Outcome], items: Sequence[Item], jobs: int) ->
         yield from map(task, items)
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, context) as pool:
         yield from pool.map(task, items)
 
 
@@ -178,6 +178,8 @@ def summarise(heard: Sequence[Heard], seconds: float) -> Figures:
 @functools.cache
 def _recognition(setting: Setting) -> Recognition:
     """Loaded once in each process."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)  # one of --jobs: the processes are the parallelism
     return setting.load()
 
 
