@@ -118,7 +118,7 @@ def serving(options: ServerOptions) -> Iterator[Running]:
     thread = threading.Thread(target=loop.run_until_complete, args=(run(),))
     thread.start()
     try:
-        answer = answers.get(timeout=60)
+        answer = answers.get(timeout=300)
         if isinstance(answer, BaseException):
             raise answer
         yield answer
