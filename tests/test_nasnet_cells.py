@@ -12,17 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from vision_zoo.cells import (
-    NASNET_A,
-    OPERATIONS,
-    Block,
-    Cell,
-    CellGenotype,
-    CellOptions,
-    DropPath,
-    FactorisedReduction,
-    same_padding,
-)
+from vision_zoo.cells import NASNET_A, Block, Cell, CellGenotype, DropPath, FactorisedReduction
+from vision_zoo.operations import OPERATIONS, CellOptions, same_padding
 
 Array = npt.NDArray[np.float64]
 OPTIONS = CellOptions()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vision_zoo.cells import CellOptions, Unit
 from vision_zoo.nasnet import NASNet, NASNetConfig
 from vision_zoo.native import accelerate
+from vision_zoo.operations import CellOptions, Unit
 
 OPTIONS = CellOptions(batch_norm_eps=1e-5, batch_norm_momentum=0.1)
 CASES = [  # inputs, filters, kernel, stride, side

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vision_zoo.cells import NASNET_A, Cell, CellOptions, DropPath, Genotype, SameConv2d
+from vision_zoo.cells import NASNET_A, Cell, DropPath, Genotype
+from vision_zoo.operations import CellOptions, SameConv2d
 
 STEMS = ("cifar", "imagenet")
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 
-from vision_zoo.cells import Unit, plain_unit
+from vision_zoo.operations import Unit, plain_unit
 
 KERNELS = (0, 3, 5, 7)  # sides of the depthwise window; 0 for a unit without one
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-shared", "-fPIC", "-fopenmp")
