@@ -123,6 +123,13 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         metavar="S",
         help="end a stream when no message came for so long (default: %(default)g)",
     )
+    command.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=usual.drain_seconds,
+        metavar="S",
+        help="for calls in progress when the server is told to stop (default: %(default)g)",
+    )
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -134,6 +141,7 @@ def _serve(args: argparse.Namespace) -> int:
         port=args.port,
         models=tuple(args.models or ()),
         threads=args.threads,
+        drain_seconds=args.drain_seconds,
         limits=Limits(calls=args.max_calls, stream_seconds=args.max_stream_seconds, idle_seconds=args.idle_seconds),
     )
     asyncio.run(server.serve(options, _announce))

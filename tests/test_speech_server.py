@@ -46,6 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     save_toy_bundle(models)
     soundfile.write(recording, np.concatenate([speak("go north"), PAUSE, speak("it's")]), RATE, subtype="PCM_16")
     command = [sys.executable, "-m", "asr_server", "serve", "--port", "0", "--models", str(models)]
+    command += ["--drain-seconds", "100"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield Process(process, _address(process), models, recording)

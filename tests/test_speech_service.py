@@ -28,7 +28,7 @@ from tests.speech_fixtures import RATE, pcm, save_toy_bundle, serving, speak
 Config = pb.RecognitionConfig
 Response = pb.StreamingRecognizeResponse
 
-LIMITS = Limits(content_bytes=1 << 20, unary_seconds=20, stream_seconds=60, idle_seconds=2.5, calls=3)
+LIMITS = Limits(content_bytes=1 << 20, unary_seconds=20, stream_seconds=60, idle_seconds=4.0, calls=3)
 PAUSE = np.zeros(round(1.5 * RATE), np.float32)
 TWO = np.concatenate([speak("go north"), PAUSE, speak("it's here"), PAUSE])
 
