@@ -180,6 +180,19 @@ def test_errors_are_one_line(more: list[str], text: str, tmp_path: Path, capsys:
     assert error.count("\n") == 1
 
 
+def test_several_checkpoints_become_their_mean(tmp_path: Path) -> None:
+    values, paths = (1.0, 2.0, 6.0), []
+    for value in values:
+        network = module()
+        for parameter in network.parameters():
+            parameter.data.fill_(value)
+        paths.append(tmp_path / f"{value}.ckpt")
+        torch.save({"hyper_parameters": dict(network.hparams), "state_dict": network.state_dict()}, paths[-1])
+    _, model, _ = export.average(paths)
+    for parameter in model.parameters():
+        torch.testing.assert_close(parameter, torch.full_like(parameter, 3.0))
+
+
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.ckpt").write_bytes(b"nothing")
     with pytest.raises(SystemExit):

@@ -40,9 +40,21 @@ def read_checkpoint(path: Path) -> tuple[Features, DeepSpeech, Alphabet]:
     return features, model, alphabet
 
 
+def average(paths: Sequence[Path]) -> tuple[Features, DeepSpeech, Alphabet]:
+    """The parts of one checkpoint, or with the mean of the weights of several that descend from one another."""
+    features, model, alphabet = read_checkpoint(paths[0])
+    for count, path in enumerate(paths[1:], 2):
+        _, other, _ = read_checkpoint(path)
+        if [p.shape for p in other.parameters()] != [p.shape for p in model.parameters()]:
+            raise ValueError(f"{path}: its network has another shape than that of {paths[0]}")
+        for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+            ours += (theirs - ours) / count
+    return features, model, alphabet
+
+
 def export_speech(args: argparse.Namespace) -> Path:
     """Write the bundle, and load it again as a check."""
-    features, model, alphabet = read_checkpoint(args.checkpoint)
+    features, model, alphabet = average(args.checkpoint)
     given = {field.name: getattr(args, field.name) for field in fields(DecodingOptions)}
     decoding = DecodingOptions(**{name: value for name, value in given.items() if value is not None})
     card = args.card.read_text(encoding="utf-8") if args.card else f"# {args.name}\n"
@@ -66,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     vision.set_defaults(run=vision_export.run)
     speech = kinds.add_parser("speech", help="a Deep Speech checkpoint")
     speech.set_defaults(run=export_speech)
-    speech.add_argument("--checkpoint", type=Path, required=True)
+    speech.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="several: their weights' mean")
     speech.add_argument("--name", required=True, help="by which requests choose the model")
     speech.add_argument("--version", default="1", help="default: %(default)s")
     speech.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
