@@ -21,7 +21,8 @@ start() {
         buildah)
             buildah from --name "$name" "$IMAGE" >/dev/null
             local command
-            command=$(buildah inspect --format '{{join .OCIv1.Config.Entrypoint " "}} {{join .OCIv1.Config.Cmd " "}}' "$name")
+            command=$(buildah inspect --format \
+                '{{range .OCIv1.Config.Entrypoint}}{{.}} {{end}}{{range .OCIv1.Config.Cmd}}{{.}} {{end}}' "$name")
             # shellcheck disable=SC2086  # the words of the command
             buildah run "$name" -- $command --port "$PORT" >"$log" 2>&1 &
             runner=$!
@@ -95,14 +96,14 @@ user=$(inside id -u)
 [ "$user" != 0 ] || fail "the image runs as root"
 say user "$user"
 for tool in cc gcc g++ c++ make cmake; do
-    if inside sh -c "command -v $tool" >/dev/null; then fail "the image contains $tool"; fi
+    if inside sh -c "command -v $tool" >/dev/null 2>&1; then fail "the image contains $tool"; fi
 done
 say compilers none
 
 transcript=$(inside sh -c "asr-server transcribe --server 127.0.0.1:$PORT $SITE/asr_server/samples/*.wav")
 say transcript "$transcript"
 labels=$(inside sh -c "vision-zoo classify --server 127.0.0.1:$PORT $SITE/vision_zoo/samples/*.png")
-say label "$(head -n 2 <<<"$labels" | tr -s ' \n' ' ')"
+say label "${labels%%$'\n'*}"
 [ -n "$transcript" ] && [ -n "$labels" ] || fail "an answer was empty"
 
 stop
