@@ -187,6 +187,11 @@ def _transcribe(args: argparse.Namespace) -> int:
         raise ClientError("name one or more files, or say --microphone")
     if args.output and len(args.files) > 1 and not args.output.is_dir():
         raise ClientError(f"--output {args.output} is not a folder, and {len(args.files)} recordings need one")
+    stems = [path.stem for path in args.files]
+    if args.output and args.output.is_dir() and (twice := {stem for stem in stems if stems.count(stem) > 1}):
+        raise ClientError(
+            f"several recordings are called {sorted(twice)}: their transcripts would overwrite each other"
+        )
     hear = _locally(args) if args.local else _remotely(args)
     with _stop_on_interrupt() as stop:
         for path in args.files or [None]:

@@ -52,6 +52,8 @@ class DeepSpeechConfig:
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}: at least 1")
+        if self.stride > 2 * self.context + 1:
+            raise ValueError(f"stride {self.stride} skips frames: at most 2 context + 1 = {2 * self.context + 1}")
         if self.context < 0 or not 0 <= self.dropout < 1 or self.clip <= 0:
             raise ValueError(
                 f"context {self.context}, dropout {self.dropout}, clip {self.clip}: "

@@ -140,6 +140,8 @@ class Stream:
 
     def feed(self, samples: Samples) -> list[Event]:
         """(S,) in [-1, 1] -> what they brought to light."""
+        if self.done:
+            return []
         self._waiting = np.concatenate([self._waiting, samples])
         events: list[Event] = []
         while len(self._waiting) >= self._block and not self.done:
@@ -221,8 +223,9 @@ class Stream:
         if self._speaking and end is not None:
             self._speaking, self._speech_end = False, self._time(end)
             events += self._activity(ActivityKind.END, self._speech_end)
-        found = [hypothesis for hypothesis in self._utterance.search.finish() if hypothesis.text]
-        if found:
+        best, *others = self._utterance.search.finish()
+        if best.text:  # where silence is likeliest, a runner-up with text is no result
+            found = [best, *(hypothesis for hypothesis in others if hypothesis.text)]
             events.append(self._result(found, is_final=True))
         self._interim = ""
         return events

@@ -56,7 +56,7 @@ def pcm(samples: Samples) -> bytes:
 def tone_model() -> DeepSpeech:
     """One hidden unit for each pitch, carried through all layers to its symbol."""
     symbols = len(ALPHABET)
-    config = DeepSpeechConfig(width=symbols - 1, context=0, stride=2, dropout=0.0, chunk=5, right=2)
+    config = DeepSpeechConfig(width=symbols - 1, context=1, stride=2, dropout=0.0, chunk=5, right=2)
     model = DeepSpeech(config)
     features = FeatureConfig()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def tone_model() -> DeepSpeech:
         first, *others = [cast(nn.Linear, layer.linear) for layer in model.dense]
         for unit in range(config.width):
             nearest = round(PITCH * (unit + 1) * (features.filters + 1) / (RATE / 2)) - 1  # the filter at that pitch
-            first.weight[unit, nearest] = 1.0
+            first.weight[unit, features.size + nearest] = 1.0  # of the middle frame of three
         first.bias.fill_(-1.0)  # tones give about +6 in their filter, everything else less than 0
         for layer in (*others, model.merge.linear):
             layer.weight.copy_(torch.eye(config.width))

@@ -168,3 +168,8 @@ def test_waiting_keeps_no_audio(engine: Engine) -> None:
         stream.feed(silence(2.0))
         held.append(len(stream._utterance.kept) + len(stream._waiting))
     assert max(held) <= max(held[:3]) < RATE
+
+
+def test_a_runner_up_is_no_result_where_silence_is_likeliest(engine: Engine) -> None:
+    for alternatives in (1, 5):
+        assert engine.transcribe(silence(1.0), StreamOptions(max_alternatives=alternatives)) == []

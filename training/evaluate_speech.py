@@ -139,6 +139,8 @@ def run(args: argparse.Namespace) -> None:
     print(figures.as_table())
     if args.json:
         print(json.dumps({**figures.as_json(), **_circumstances(loaded)}))
+    if figures.different:
+        raise ValueError(f"{len(figures.different)} streams differ from the offline pass in the same chunks, see above")
 
 
 def setting_of(args: argparse.Namespace) -> Setting:

@@ -12,6 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
 from training import speech_recipe, vision_recipe
 
 
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MisconfigurationException) as error:
         parser.exit(2, f"{parser.prog} {args.recipe}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; the last finished epoch is kept, --resume goes on from there\n")

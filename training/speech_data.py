@@ -153,6 +153,8 @@ def spectrum_of(utterance: Utterance, features: Features) -> Spectrum:
     """Log spectrum of one recording before normalisation, (T, F)."""
     with torch.no_grad():
         spectrum: Spectrum = features.spectrum(torch.from_numpy(utterance.samples(features.config.sample_rate))).numpy()
+    if not len(spectrum):
+        raise ValueError(f"{utterance.audio}: shorter than one window of {features.config.window_seconds} s")
     return spectrum
 
 

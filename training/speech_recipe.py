@@ -133,7 +133,7 @@ def _augmentation(args: argparse.Namespace) -> AugmentOptions:
 
 def _load(module: SpeechModule, path: Path) -> None:
     """Weights and feature statistics of another run, whose network must have the same shape."""
-    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

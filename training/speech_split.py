@@ -20,8 +20,8 @@ def split(manifest: Path, speakers: int, seed: int, train: Path, development: Pa
         raise ValueError(f"cannot hold out {speakers} speakers of {manifest}: it has {len(names)}, some must be left")
     held = set(random.Random(seed).sample(names, speakers))
     parts = {
-        train: [e for e in entries if e["speaker"] not in held],
-        development: [e for e in entries if e["speaker"] in held],
+        train: [e for e in entries if e.get("speaker", "") not in held],
+        development: [e for e in entries if e.get("speaker", "") in held],
     }
     for path, part in parts.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -41,14 +41,16 @@ def augment(images: Tensor, options: VisionOptions) -> Tensor:
     pad = options.crop_padding
     if pad:
         windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, side, 1).unfold(3, side, 1)  # (B, 3, 2p+1, 2p+1, S, S)
-        top, left = torch.randint(2 * pad + 1, (2, batch))
-        images = windows[torch.arange(batch), :, top, left]
+        top, left = torch.randint(2 * pad + 1, (2, batch), device=images.device)
+        images = windows[torch.arange(batch, device=images.device), :, top, left]
     if options.flip:
-        mirrored = torch.rand(batch) < 0.5
+        mirrored = torch.rand(batch, device=images.device) < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if options.cutout:
-        centre = torch.randint(side, (2, batch, 1))
-        near = (torch.arange(side) - centre + options.cutout // 2).div(options.cutout, rounding_mode="floor") == 0
+        centre = torch.randint(side, (2, batch, 1), device=images.device)
+        near = (torch.arange(side, device=images.device) - centre + options.cutout // 2).div(
+            options.cutout, rounding_mode="floor"
+        ) == 0
         images = images.masked_fill((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
     return images
 

@@ -76,7 +76,10 @@ def build_network(args: argparse.Namespace, architecture: zoo.Architecture) -> n
     if args.native:
         from vision_zoo.native import accelerate  # loads torch's extension tools, which the others do without
 
-        accelerate(network)
+        try:
+            accelerate(network)
+        except RuntimeError as error:
+            raise ValueError(f"--native: {error}") from error
     return network
 
 
