@@ -189,9 +189,7 @@ def _transcribe(args: argparse.Namespace) -> int:
         raise ClientError(f"--output {args.output} is not a folder, and {len(args.files)} recordings need one")
     stems = [path.stem for path in args.files]
     if args.output and args.output.is_dir() and (twice := {stem for stem in stems if stems.count(stem) > 1}):
-        raise ClientError(
-            f"several recordings are called {sorted(twice)}: their transcripts would overwrite each other"
-        )
+        raise ClientError(f"recordings share the names {sorted(twice)}: one transcript would overwrite the other")
     hear = _locally(args) if args.local else _remotely(args)
     with _stop_on_interrupt() as stop:
         for path in args.files or [None]:

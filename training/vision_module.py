@@ -48,9 +48,8 @@ def augment(images: Tensor, options: VisionOptions) -> Tensor:
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     if options.cutout:
         centre = torch.randint(side, (2, batch, 1), device=images.device)
-        near = (torch.arange(side, device=images.device) - centre + options.cutout // 2).div(
-            options.cutout, rounding_mode="floor"
-        ) == 0
+        places = torch.arange(side, device=images.device)
+        near = (places - centre + options.cutout // 2).div(options.cutout, rounding_mode="floor") == 0
         images = images.masked_fill((near[0][:, :, None] & near[1][:, None, :])[:, None], 0.0)
     return images
 
