@@ -48,7 +48,7 @@ def average(paths: Sequence[Path]) -> tuple[Features, DeepSpeech, Alphabet]:
         if [p.shape for p in other.parameters()] != [p.shape for p in model.parameters()]:
             raise ValueError(f"{path}: its network has another shape than that of {paths[0]}")
         for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
-            ours += (theirs - ours) / count
+            ours.add_((theirs - ours) / count)
     return features, model, alphabet
 
 
