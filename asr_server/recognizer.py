@@ -140,10 +140,9 @@ class Stream:
 
     def feed(self, samples: Samples) -> list[Event]:
         """(S,) in [-1, 1] -> what they brought to light."""
-        if self.done:
-            return []
-        self._waiting = np.concatenate([self._waiting, samples])
         events: list[Event] = []
+        if not self.done:
+            self._waiting = np.concatenate([self._waiting, samples])
         while len(self._waiting) >= self._block and not self.done:
             events += self._advance(self._take_block(), last=False)
         return events if self.done else [*events, *self._interim_results()]
