@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,23 +39,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     serve = [sys.executable, "-m", "asr_server", "serve", "--port", str(args.port)]
     models = [part for folder in args.models or () for part in ("--models", str(folder))]
-    server = subprocess.Popen([*serve, *models], stdout=subprocess.PIPE, text=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # one way to stop for both signals
+    # In a session of its own: a terminal's Ctrl-C reaches it once, through us. Our handler passes it on instead of
+    # raising, because an exception that comes up inside a library's callback would be lost there.
+    server = subprocess.Popen([*serve, *models], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        if not stopping.is_set():
+            stopping.set()
+            server.terminate()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
     try:
         address = _wait(server)
-        if address is None:  # it has said why
-            return server.wait()
-        _show(address, args.speech, args.image)
-        if args.once:
-            return _stop(server)
-        print(_HOW_TO_CALL.format(bin=_programs(), address=address), flush=True)
-        return server.wait()
-    except KeyboardInterrupt:
-        return _stop(server)
+        if address is not None:  # else it has ended and said why
+            _show(address, args.speech, args.image)
+            if args.once:
+                stop()
+            else:
+                print(_HOW_TO_CALL.format(bin=_programs(), address=address), flush=True)
     except (ClientError, OSError, grpc.RpcError) as error:
-        print(f"error: {error.details() if isinstance(error, grpc.Call) else error}", file=sys.stderr)
-        _stop(server)
-        return 1
+        if not stopping.is_set():
+            print(f"error: {error.details() if isinstance(error, grpc.Call) else error}", file=sys.stderr)
+            stop()
+            server.communicate()
+            return 1
+    out, _ = server.communicate()
+    print(out, end="", flush=True)
+    return server.returncode
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,15 +112,6 @@ def _show(address: str, speech: Path | None, image: Path | None) -> None:
             answer = vision_pb2_grpc.VisionStub(channel).Classify(request)
         labels = ", ".join(f"{each.label} {each.probability:.3f}" for each in answer.predictions)
         print(f"  seen:  {labels}", flush=True)
-
-
-def _stop(server: subprocess.Popen[str]) -> int:
-    """Ctrl-C in a terminal reaches the server too; a second signal changes nothing."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server.terminate()
-    out, _ = server.communicate()
-    print(out, end="", flush=True)
-    return server.returncode
 
 
 def _programs() -> str:
