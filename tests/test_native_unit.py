@@ -59,7 +59,7 @@ def test_native_equals_plain(inputs: int, filters: int, kernel: int, stride: int
 def test_a_whole_network_trains_alike_and_serves_the_plain_code() -> None:
     torch.manual_seed(0)
     # 16 is the narrowest network whose every width is a multiple of 8; the stem's 48 feeds cell 0 unprojected.
-    plain = NASNet(NASNetConfig(cells=1, filters=384, stem_stride=2, auxiliary=False)).double().float()
+    plain = NASNet(NASNetConfig(cells=1, filters=384, stem_stride=2, auxiliary=False))
     native = copy.deepcopy(plain)
     assert accelerate(native) > 30
     images = torch.randn(4, 3, 32, 32)
