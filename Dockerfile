@@ -25,15 +25,17 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends g++ make python3-dev python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-# The dependencies are a layer of their own: installing the metadata alone brings them, and a change of the sources
-# does not bring them again.
+# The dependencies are a layer of their own: installing empty packages brings them, and a change of the sources does
+# not bring them again.
 ARG TORCH=""
 ARG PIP_ARGS=""
 COPY pyproject.toml constraints.txt LICENSE ./
 RUN touch README.md \
+    && mkdir asr_server vision_zoo training \
     && grep -vE "^(${TORCH:+torch|torchvision})==" constraints.txt > /opt/constraints.txt \
     && python3 -m venv /opt/earsight \
-    && pip install --no-cache-dir --progress-bar off $PIP_ARGS --constraint /opt/constraints.txt $TORCH .
+    && EARSIGHT_NATIVE=0 pip install --no-cache-dir --progress-bar off $PIP_ARGS --constraint /opt/constraints.txt \
+        $TORCH .
 COPY . .
 RUN pip install --no-cache-dir --no-deps --force-reinstall $PIP_ARGS .
 

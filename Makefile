@@ -1,5 +1,6 @@
 # `make run` and `make test` start from nothing: they make .venv, install the pinned versions and go on.
-# A second run does no set-up work; it is done again when pyproject.toml or constraints.txt change.
+# A second run does no set-up work; it is done again when pyproject.toml,
+# constraints.txt or the sources of the native core change.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,13 +10,16 @@ PYTEST_ARGS ?=
 RUN_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv run test check format protos kenlm image check-image clean
+.PHONY: help venv run test check sanitize wheel format protos kenlm image check-image clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 		|| sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml constraints.txt
+# The native core is compiled when the package is installed.
+NATIVE := CMakeLists.txt $(wildcard asr_server/native/*.?pp)
+
+$(READY): pyproject.toml constraints.txt $(NATIVE)
 	@PYTHON='$(PYTHON)' scripts/setup_venv.sh '$(VENV)'
 	@touch $@
 
@@ -32,6 +36,12 @@ check: venv  ## lint, format, types and tests: what every change has to pass
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+sanitize: venv  ## run the beam search's tests under the address and undefined-behaviour sanitizers
+	@$(BIN)/python scripts/sanitize.py
+
+wheel: venv  ## build a wheel with the native core into dist/
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
 
 format: venv  ## let ruff sort imports and lay out the code
 	$(BIN)/ruff check --fix .

@@ -2,7 +2,7 @@
 
     bundle.json         kind, name, version, model, features, alphabet, decoding, language_model, language_code
     model.safetensors   the network's weights and the features' mean and standard deviation
-    lm.binary           optional KenLM model, with lm.words beside it
+    lm.binary           optional KenLM model (of language_model_unit: words or characters), with lm.words beside it
     README.md           model card: training data, licence, measured results
 
 Only JSON, safetensors and KenLM files are read, never a pickle, and no name in the folder leads out of it.
@@ -21,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from asr_server.alphabet import Alphabet
 from asr_server.beam_search import DecodingOptions
 from asr_server.features import FeatureConfig, Features
-from asr_server.language_model import LanguageModel
+from asr_server.language_model import UNITS, LanguageModel
 from asr_server.model import DeepSpeech, DeepSpeechConfig
 
 KIND = "speech"
 DESCRIPTION, WEIGHTS, CARD = "bundle.json", "model.safetensors", "README.md"
 KEYS = ("kind", "name", "version", "model", "features", "alphabet", "decoding", "language_model", "language_code")
+UNIT = "language_model_unit"  # optional: "word", or "character" for a model that spells
 SHIPPED = Path(__file__).parent / "models"  # the bundles of the package
 Config = TypeVar("Config")
 
@@ -65,7 +66,7 @@ def load(folder: Path) -> SpeechBundle:
     where = folder / DESCRIPTION
     if description.get("kind") != KIND:
         raise BundleError(f"{where}: kind is {description.get('kind')!r}, a speech bundle's is {KIND!r}")
-    wrong = sorted(set(KEYS) ^ set(description))
+    wrong = sorted(set(KEYS) ^ (set(description) - {UNIT}))
     if wrong:
         raise BundleError(f"{where}: keys {wrong} are unknown or missing; a speech bundle has exactly {list(KEYS)}")
     features = Features(_config(FeatureConfig, description["features"], f"{where}: features"))
@@ -85,7 +86,7 @@ def load(folder: Path) -> SpeechBundle:
         features=features,
         model=model,
         alphabet=alphabet,
-        language_model=_language_model(folder, description["language_model"]),
+        language_model=_language_model(folder, description["language_model"], description.get(UNIT, UNITS[0])),
         decoding=_config(DecodingOptions, description["decoding"], f"{where}: decoding"),
         language_code=_text(description, "language_code", where),
         card=_card(folder),
@@ -112,6 +113,7 @@ def save(bundle: SpeechBundle, language_model: Path | None = None) -> None:
         "alphabet": list(bundle.alphabet.labels),
         "decoding": asdict(bundle.decoding),
         "language_model": copied,
+        UNIT: bundle.language_model.unit if bundle.language_model else UNITS[0],
         "language_code": bundle.language_code,
     }
     tensors = {f"{part}.{name}": tensor.contiguous() for part, name, tensor in _tensors(bundle.features, bundle.model)}
@@ -200,7 +202,7 @@ def _shape(tensors: dict[str, Any], name: str) -> object:
     return tensors[name].shape if name in tensors else None
 
 
-def _language_model(folder: Path, name: object) -> LanguageModel | None:
+def _language_model(folder: Path, name: object, unit: object) -> LanguageModel | None:
     if name is None:
         return None
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
@@ -209,7 +211,7 @@ def _language_model(folder: Path, name: object) -> LanguageModel | None:
     if path.resolve().parent != folder.resolve():
         raise BundleError(f"{path}: leads out of the bundle to {path.resolve()}")
     try:
-        return LanguageModel(path)
+        return LanguageModel(path, str(unit))
     except ValueError as error:
         raise BundleError(str(error)) from error
 

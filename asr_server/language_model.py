@@ -1,17 +1,24 @@
-"""Word n-gram models: KenLM scores with an explicit state, in natural logarithms.
+"""N-gram models: KenLM scores with an explicit state, in natural logarithms.
 
-A model is a KenLM binary (or ARPA) file. A file of the same name with the suffix `.words` beside it, one word a line,
-is its vocabulary: KenLM's files keep only hashes of the words, and a search that may complete no other word needs them.
+A model is a KenLM binary (or ARPA) file over words or, to spell words that it has never seen, over characters, with
+`|` for the space. A file of the same name with the suffix `.words` beside it, one word a line, is its vocabulary: the
+search uses it to see early which beginnings lead to no word.
 """
 
 import bisect
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import kenlm
 
+from asr_server.alphabet import Alphabet
+from asr_server.native import core
+
+UNITS = ("word", "character")
+SPACE = "|"  # in a character model
 LN_10 = math.log(10.0)  # KenLM gives logarithms to base 10
 State: TypeAlias = Hashable  # a kenlm.State, the last words as KenLM needs them; equal where no later score can differ
 
@@ -25,6 +32,9 @@ class Lexicon:
     def __len__(self) -> int:
         return len(self._words)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._words)
+
     def __contains__(self, word: str) -> bool:
         place = bisect.bisect_left(self._words, word)
         return place < len(self._words) and self._words[place] == word
@@ -34,14 +44,22 @@ class Lexicon:
         place = bisect.bisect_left(self._words, letters)
         return place < len(self._words) and self._words[place].startswith(letters)
 
+    def beginning_with(self, letters: str) -> slice:
+        """Where the words that begin with `letters` stand."""
+        first = bisect.bisect_left(self._words, letters)
+        return slice(first, bisect.bisect_right(self._words, letters, first, key=lambda word: word[: len(letters)]))
+
 
 class LanguageModel:
     """Immutable and shared by all streams; the state of a stream is in the `State` objects it carries.
 
-    ValueError names the file when it is missing or is not a model that KenLM can read.
+    `unit` says what the model's tokens are, "word" or "character". ValueError names the file when it is missing, is not
+    a model that KenLM can read, or is no model of characters where one was announced.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unit: str = "word") -> None:
+        if unit not in UNITS:
+            raise ValueError(f"unit is {unit!r}. Select one of {UNITS}")
         if not path.is_file():
             raise ValueError(f"language model {str(path)!r} does not exist; training.language_model makes one")
         try:
@@ -49,13 +67,44 @@ class LanguageModel:
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise ValueError(f"{str(path)!r} is not a KenLM binary or ARPA file: {reason}") from error
+        if unit == "character" and SPACE not in self._model:
+            raise ValueError(f"{str(path)!r} has no {SPACE!r}, a character model's space: it is no model of characters")
         self.path = path
+        self.unit = unit
         self.order = int(self._model.order)
         words = path.with_suffix(".words")
         self.lexicon = Lexicon(words.read_text(encoding="utf-8").split()) if words.is_file() else None
 
     def __contains__(self, word: str) -> bool:
         return word in self._model
+
+    @cached_property
+    def _natives(self) -> dict[Alphabet, Any]:
+        return {}
+
+    def native(self, alphabet: Alphabet) -> Any:
+        """The same model in the native core, its words spelled in `alphabet`; loaded once."""
+        if alphabet not in self._natives:
+            words = [] if self.lexicon is None or self.unit == "character" else list(self.lexicon)
+            labels = list(alphabet.labels)
+            self._natives[alphabet] = core.LanguageModel(str(self.path), words, labels, self.unit == "character")
+        return self._natives[alphabet]
+
+    def score_alone(self, word: str) -> float:
+        """ln P(word) without context."""
+        state = kenlm.State()
+        self._model.NullContextWrite(state)
+        return self.score(state, word)[0]
+
+    @cached_property
+    def _scores_alone(self) -> list[float]:
+        """Of the word list."""
+        return [self.score_alone(word) for word in self.lexicon or ()]
+
+    def best_alone(self, letters: str) -> float:
+        """The highest ln P without context of the listed words that begin with `letters`; -inf where there are none."""
+        assert self.lexicon is not None
+        return max(self._scores_alone[self.lexicon.beginning_with(letters)], default=-math.inf)
 
     def begin(self) -> State:
         """The state at the beginning of a sentence, after <s>."""

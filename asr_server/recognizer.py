@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asr_server import decoding
 from asr_server.alphabet import BLANK
 from asr_server.beam_search import BeamSearch, Hypothesis
 from asr_server.bundle import SpeechBundle
@@ -45,7 +46,7 @@ class Result:
 
     alternatives: tuple[Alternative, ...]  # best first, at least one
     is_final: bool
-    stability: float  # interim: the share of the beam's mass behind this text
+    stability: float  # interim: the share of the search's probability whose text begins with this one
     end: float  # seconds of stream time up to which audio was heard
 
     @property
@@ -110,17 +111,33 @@ class _Utterance:
 
     def __init__(self, engine: Engine, start: int, options: StreamOptions) -> None:
         bundle = engine.bundle
-        decoding = replace(bundle.decoding, n_best=max(options.max_alternatives, 1))
+        search_options = replace(bundle.decoding, n_best=max(options.max_alternatives, 1))
         self.start = start  # place in the stream, in samples
         self.features = bundle.features.initial_state()
         self.model = bundle.model.initial_state()
-        self.search = BeamSearch(decoding, bundle.alphabet, bundle.language_model)
+        self.search = BeamSearch(search_options, bundle.alphabet, bundle.language_model)
+        self.committed: list[decoding.Word] = []  # words that cannot change any more and have left the search
         self.endpointer = Endpointer(options.endpoint, engine.frame_seconds)
         self.frames = 0  # how many have been searched
         # Samples from the frame `kept_from` on: those whose frames are still in the pipeline, from which the next
         # utterance may have to start, and as much before them as it may want as lead-in.
         self.kept = np.zeros(0, np.float32)
         self.kept_from = 0
+
+    def search_on(self, log_probs: LogProbs) -> None:
+        """The next frames (T, V)."""
+        self.search.advance(log_probs)
+        self.committed += self.search.take_committed()
+        self.frames += len(log_probs)
+
+    def best(self) -> Hypothesis:
+        return self._whole(self.search.best())
+
+    def finish(self) -> list[Hypothesis]:
+        return list(map(self._whole, self.search.finish()))
+
+    def _whole(self, hypothesis: Hypothesis) -> Hypothesis:
+        return replace(hypothesis, words=(*self.committed, *hypothesis.words))
 
 
 class Stream:
@@ -179,8 +196,7 @@ class Stream:
         utterance = self._utterance
         cut = utterance.endpointer.advance(np.exp(log_probs[:, BLANK]), self._power(len(log_probs)))
         count = len(log_probs) if cut is None else cut.end - utterance.frames
-        utterance.search.advance(log_probs[:count])
-        utterance.frames += count
+        utterance.search_on(log_probs[:count])
         events = self._speech_begins()
         if cut is None:
             self._forget()
@@ -222,7 +238,7 @@ class Stream:
         if self._speaking and end is not None:
             self._speaking, self._speech_end = False, self._time(end)
             events += self._activity(ActivityKind.END, self._speech_end)
-        best, *others = self._utterance.search.finish()
+        best, *others = self._utterance.finish()
         if best.text:  # where silence is likeliest, a runner-up with text is no result
             found = [best, *(hypothesis for hypothesis in others if hypothesis.text)]
             events.append(self._result(found, is_final=True))
@@ -251,7 +267,7 @@ class Stream:
     def _interim_results(self) -> list[Event]:
         if not self._options.interim_results:
             return []
-        best = self._utterance.search.best()
+        best = self._utterance.best()
         if best.text in ("", self._interim):
             return []
         self._interim = best.text
@@ -259,7 +275,7 @@ class Stream:
 
     def _result(self, hypotheses: list[Hypothesis], is_final: bool) -> Result:
         alternatives = tuple(map(self._alternative, hypotheses))
-        stability = 0.0 if is_final else hypotheses[0].confidence
+        stability = 0.0 if is_final else hypotheses[0].stability
         return Result(alternatives, is_final, stability, self._time(self._utterance.frames))
 
     def _alternative(self, hypothesis: Hypothesis) -> Alternative:

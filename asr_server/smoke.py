@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop()
             server.communicate()
             return 1
-    out, _ = server.communicate()
-    print(out, end="", flush=True)
+    print(_rest(server), end="", flush=True)
     return server.returncode
 
 
@@ -96,6 +95,16 @@ def _wait(server: subprocess.Popen[str]) -> str | None:
         if found := re.match(r"listening on (\S+)", line):
             return found[1]
     return None
+
+
+def _rest(server: subprocess.Popen[str]) -> str:
+    """What it says until it has ended. In turns, because a signal that comes just before a wait begins is only looked
+    at when the wait is over."""
+    while True:
+        try:
+            return server.communicate(timeout=1)[0]
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def _show(address: str, speech: Path | None, image: Path | None) -> None:

@@ -4,11 +4,10 @@
 #     scripts/build_kenlm.sh            # into .venv/bin
 #     scripts/build_kenlm.sh FOLDER     # somewhere else; set EARSIGHT_KENLM_BIN=FOLDER for training.language_model
 #
-# The source is the package that pip installs the Python module from, at the same version, so that a model file always
-# fits the module that reads it. PYTHON names the interpreter whose pip downloads it (default: the one in .venv).
+# The source is that of the Python module (scripts/fetch_kenlm.sh). PYTHON names the interpreter whose pip downloads it
+# (default: the one in .venv).
 set -eu
 
-VERSION=0.3.0
 MAX_ORDER=6 # the Python module's own limit
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 target=${1:-$root/.venv/bin}
@@ -48,21 +47,17 @@ else
 fi
 [ -z "$packages" ] || fail "missing to build KenLM:$packages (Debian: apt-get install$packages)"
 
-# pip asks the package for its metadata even when it only downloads; setuptools is enough for that.
-"$python" -c 'import setuptools' 2>/dev/null || "$python" -m pip install --quiet setuptools wheel
-"$python" -m pip download --quiet --no-deps --no-binary kenlm --no-build-isolation --dest "$work" "kenlm==$VERSION" ||
-    fail "pip could not download kenlm==$VERSION"
-tar -xzf "$work/kenlm-$VERSION.tar.gz" -C "$work"
+source=$("$root/scripts/fetch_kenlm.sh" "$python" "$work") || exit 1
 
 log=$work/build.log
 {
-    cmake -S "$work/kenlm-$VERSION" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DKENLM_MAX_ORDER=$MAX_ORDER \
+    cmake -S "$source" -B "$work/build" -DCMAKE_BUILD_TYPE=Release -DKENLM_MAX_ORDER=$MAX_ORDER \
         -DENABLE_INTERPOLATE=OFF -Wno-dev &&
         cmake --build "$work/build" --parallel "$(getconf _NPROCESSORS_ONLN)" --target lmplz build_binary
 } >"$log" 2>&1 || {
     tail -n 30 "$log" >&2
-    fail "KenLM $VERSION did not build, see above"
+    fail "KenLM did not build, see above"
 }
 mkdir -p "$target"
 install -m 755 "$work/build/bin/lmplz" "$work/build/bin/build_binary" "$target"
-echo "lmplz and build_binary $VERSION are in $target"
+echo "lmplz and build_binary are in $target, built from $(basename "$source")"

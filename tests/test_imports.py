@@ -117,9 +117,3 @@ def test_every_requirement_is_pinned_once() -> None:
     assert [version for version in pins.values() if not re.fullmatch(r"[0-9][0-9a-z.]*", version)] == []
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
     assert set(requirements("microphone", "train", "dev")) - pinned == set()
-
-
-def test_kenlm_programs_come_from_the_pinned_version() -> None:
-    pinned = re.search(r"^kenlm==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    built = re.search(r"^VERSION=(.+)$", (ROOT / "scripts" / "build_kenlm.sh").read_text(), re.MULTILINE)
-    assert pinned and built and pinned[1] == built[1]

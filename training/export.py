@@ -18,7 +18,7 @@ from asr_server import bundle
 from asr_server.alphabet import Alphabet
 from asr_server.beam_search import DecodingOptions
 from asr_server.features import FeatureConfig, Features
-from asr_server.language_model import LanguageModel
+from asr_server.language_model import UNITS, LanguageModel
 from asr_server.model import DeepSpeech, DeepSpeechConfig
 from training import vision_export
 
@@ -58,7 +58,7 @@ def export_speech(args: argparse.Namespace) -> Path:
     given = {field.name: getattr(args, field.name) for field in fields(DecodingOptions)}
     decoding = DecodingOptions(**{name: value for name, value in given.items() if value is not None})
     card = args.card.read_text(encoding="utf-8") if args.card else f"# {args.name}\n"
-    language_model = LanguageModel(args.language_model) if args.language_model else None
+    language_model = LanguageModel(args.language_model, args.language_model_unit) if args.language_model else None
     made = bundle.SpeechBundle(
         args.name, args.version, args.out, features, model, alphabet, language_model, decoding, args.language_code, card
     )
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     speech.add_argument("--card", type=Path, metavar="MD", help="model card: training data, licence, results")
     speech.add_argument("--language-code", default="en-US", help="default: %(default)s")
     speech.add_argument("--language-model", type=Path, metavar="BINARY", help="of training.language_model")
+    speech.add_argument("--language-model-unit", choices=UNITS, default=UNITS[0], help="default: %(default)s")
     decoding = speech.add_argument_group("decoding", "what training.tune_decoder found")
     for field in fields(DecodingOptions):
         name = f"--{field.name.replace('_', '-')}"

@@ -30,6 +30,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from asr_server.alphabet import Alphabet
+from asr_server.language_model import SPACE, UNITS
 
 ORDERS = range(2, 7)  # a trie needs bigrams, the Python module is compiled for at most 6
 BITS = range(26)
@@ -44,6 +45,7 @@ class Recipe:
     vocabulary: Path | None = None  # a file of words; every other word is unknown. None: every word of the text
     quantise: int = 8  # bits of a probability and of a back-off; 0 keeps them in single precision
     memory: str = "40%"  # for sorting, as lmplz reads it
+    unit: str = UNITS[0]  # "character": the model spells, with | for the space
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -52,6 +54,8 @@ class Recipe:
             raise ValueError(f"quantise is {self.quantise}: select from 0 to {BITS.stop - 1} bits")
         if list(self.prune) != sorted(self.prune) or any(self.prune[:1]) or len(self.prune) > self.order:
             raise ValueError(f"prune is {list(self.prune)}: at most {self.order} counts, 0 first, never falling")
+        if self.unit not in UNITS:
+            raise ValueError(f"unit is {self.unit!r}: select one of {UNITS}")
         if self.vocabulary is not None and not self.vocabulary.is_file():
             raise ValueError(f"vocabulary {str(self.vocabulary)!r} does not exist")
 
@@ -76,7 +80,7 @@ def train(sentences: Iterable[str], out: Path, recipe: Recipe, alphabet: Alphabe
     ):
         folder, made = Path(name), Path(near) / "model"
         text, arpa = folder / "text", folder / "arpa"
-        count, left_out = _write(sentences, text, alphabet or Alphabet())
+        count, left_out = _write(sentences, text, alphabet or Alphabet(), recipe.unit)
         _run(_estimation(lmplz, recipe, text, arpa, folder))
         ngrams, words = _vocabulary(arpa)
         if out.suffix == ".arpa":
@@ -112,7 +116,7 @@ def find_tool(name: str) -> str:
     return found
 
 
-def _write(sentences: Iterable[str], path: Path, alphabet: Alphabet) -> tuple[int, int]:
+def _write(sentences: Iterable[str], path: Path, alphabet: Alphabet, unit: str) -> tuple[int, int]:
     """How many sentences were written and how many left out."""
     count = left_out = 0
     with path.open("w", encoding="utf-8") as file:
@@ -120,7 +124,7 @@ def _write(sentences: Iterable[str], path: Path, alphabet: Alphabet) -> tuple[in
             sentence = normalise(line, alphabet)
             left_out += sentence is None
             if sentence:
-                file.write(f"{sentence}\n")
+                file.write(f"{sentence if unit == 'word' else ' '.join(sentence.replace(' ', SPACE))}\n")
                 count += 1
     if not count:
         raise ValueError(f"the text has no sentence in the alphabet {''.join(alphabet.labels)!r} ({left_out} left out)")
@@ -222,6 +226,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quantise", type=int, default=usual.quantise, metavar="BITS", help="of each number, 0 for none (default 8)"
     )
+    parser.add_argument("--unit", choices=UNITS, default=usual.unit, help="of an n-gram (default %(default)s)")
     parser.add_argument("--memory", default=usual.memory, help="for sorting, as '40%%' or '2G' (default 40%%)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser
@@ -233,7 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.text and not args.manifest:
         parser.error("nothing to learn from: give --text or --manifest")
     try:
-        recipe = Recipe(args.order, tuple(args.prune), args.vocabulary, args.quantise, args.memory)
+        recipe = Recipe(args.order, tuple(args.prune), args.vocabulary, args.quantise, args.memory, args.unit)
         lines = tqdm(sentences_of(args.text, args.manifest), "reading", unit=" lines", disable=None)
         report = train(lines, args.out, recipe)
     except (ValueError, OSError) as error:

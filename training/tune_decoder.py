@@ -1,12 +1,19 @@
-"""Find the beam search's alpha, beta and width on held-out data.
+"""Find the beam search's alpha and beta, and with a time budget its beam, on held-out data.
 
-python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --json
-python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --random 100 --jobs 4 --write
-python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --alpha 0.5 1 2 --beta 0 1 --lexicon off on
+python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --write
+python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --trials 200 --jobs 4 --plot surface.png
+python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --trials 200 --budget 20 --chunked --write
 
-The network runs once over the manifest; each trial is a search over its outputs. The grid is every combination of the
-values given; --random N draws alpha and beta between the smallest and the largest of them instead. Best is the lowest
-word error rate, then character error rate, then the narrower beam; --write puts it into the bundle's bundle.json.
+The network runs once over the manifest and its outputs are kept for the next time; each trial is a search over them.
+The first trial is what the bundle has now, with what the command line fixes; Optuna's tree-structured Parzen estimator
+places the others where the earlier ones were good. Best is the lowest word error rate, then character error rate, then
+the narrower beam, then the earlier trial: the outcome is never worse than what was there. The same seed and number of
+jobs give the same trials again.
+
+With --budget the width of the beam and its two pruning thresholds are searched too, and a trial can only win when its
+search took at most so many microseconds of processor time per frame of the network's output. A frame lasts as long as
+the features' hop times the network's stride: 20 ms in the shipped bundle, so that 20 microseconds are a thousandth of a
+processor core for each stream. Two measurements of time differ a little, and so do two runs under a budget.
 
 Use speakers that the model was not trained on, and never the test manifest: options chosen on the test set make its
 result worthless.
@@ -14,143 +21,174 @@ result worthless.
 
 import argparse
 import functools
-import itertools
 import json
-import random
+import math
+import multiprocessing
+import signal
 import sys
-import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
-import numpy as np
+import optuna
+from optuna.distributions import FloatDistribution, IntDistribution
 from tqdm import tqdm
 
-from asr_server.beam_search import BeamSearch, DecodingOptions
 from asr_server.bundle import DESCRIPTION
-from training.error_rate import Edits, character_edits, word_edits
-from training.evaluate_speech import spread
-from training.recognition import LogProbs, Recognition, Setting, find_bundle
-from training.speech_manifest import Utterance, read_manifest
+from asr_server.decoding import DecodingOptions
+from training import network_outputs
+from training.decoding_trial import HEADING, Trial, Trials, try_options
+from training.recognition import Setting, find_bundle
+from training.speech_manifest import read_manifest
 
 SHOWN = 10  # rows of the table
 SWITCH = {"on": True, "off": False}
+PICTURES = (".png", ".svg")
+
+Space: TypeAlias = dict[str, FloatDistribution | IntDistribution]  # by the names of DecodingOptions
+Evaluate: TypeAlias = Callable[[DecodingOptions], Trial]
+Map: TypeAlias = Callable[[Evaluate, Sequence[DecodingOptions]], Iterable[Trial]]
+
+# What costs time: searched under a budget only, because without one more is always better.
+COSTS: Space = {
+    "beam_width": IntDistribution(4, 1024, log=True),
+    "token_min_log_prob": FloatDistribution(-15.0, -3.0),
+    "beam_prune_log_prob": FloatDistribution(-30.0, -6.0),
+}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One choice of options and what it made of the manifest."""
-
-    options: DecodingOptions
-    words: Edits
-    characters: Edits
-
-    @property
-    def rank(self) -> tuple[float, float, int]:
-        """Lower is better."""
-        return self.words.rate, self.characters.rate, self.options.beam_width
-
-    def row(self) -> str:
-        """A line below `HEADING`."""
-        options = self.options
-        switch = "on" if options.lexicon else "off"
-        rates = f"{self.words.rate:8.2f}{self.characters.rate:8.2f}"
-        return f"{options.alpha:8.3f}{options.beta:8.3f}{options.beam_width:7}{switch:>9}{rates}"
+def search_space(args: argparse.Namespace, usual: DecodingOptions) -> Space:
+    """What may vary, and how far."""
+    space: Space = {}
+    for name in ("alpha", "beta"):
+        low, high = getattr(args, name)
+        for end in (low, high):
+            replace(usual, **{name: end})  # it says what is wrong with it
+        if low > high:
+            raise ValueError(f"--{name} is {low:g} {high:g}: LOW is at most HIGH")
+        space[name] = FloatDistribution(low, high)
+    if args.budget is not None:
+        space |= COSTS
+    if args.beam_width is not None:
+        space.pop("beam_width", None)
+    return space
 
 
-HEADING = f"{'alpha':>8}{'beta':>8}{'width':>7}{'lexicon':>9}{'WER %':>8}{'CER %':>8}"
+def search(
+    evaluate: Evaluate, usual: DecodingOptions, space: Space, args: argparse.Namespace, run: Map = map
+) -> Trials:
+    """`usual`, then what the sampler asks for, --jobs at a time; told in the order of asking, so always the same."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no line for every trial
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=args.seed))
+    study.enqueue_trial({name: _within(getattr(usual, name), allowed) for name, allowed in space.items()})
+    made: list[Trial] = []
+    with tqdm(total=args.trials, desc="trials", disable=None) as bar:
+        while len(made) < args.trials:
+            asked = [study.ask(dict(space)) for _ in range(min(args.jobs, args.trials - len(made)))]
+            for question, trial in zip(asked, run(evaluate, [_options(usual, each) for each in asked]), strict=True):
+                if args.budget is not None:
+                    question.set_constraint("us_per_frame", trial.us_per_frame - args.budget)  # kept up to 0
+                study.tell(question, trial.value)
+                made.append(trial)
+                bar.set_postfix_str(f"WER {min(each.words.rate for each in made):.2f} %", refresh=False)
+                bar.update()
+    return Trials(tuple(made), args.budget)
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a trial needs: the outputs of the network, what was said, and the bundle they came from."""
-
-    recognition: Recognition
-    log_probs: tuple[LogProbs, ...]
-    said: tuple[str, ...]
+def _within(value: float, allowed: FloatDistribution | IntDistribution) -> float:
+    """Optuna is told that the first trial lies in the ranges, even where the bundle's own options do not."""
+    return min(max(value, allowed.low), allowed.high)
 
 
-def run_network(recognition: Recognition, utterances: Sequence[Utterance], cache: Path) -> None:
-    """Write the outputs of every utterance to `cache`, an .npz file."""
-    bar = tqdm(utterances, f"{recognition.bundle.name}: network", disable=None)
-    outputs = [recognition.log_probs(utterance.samples(recognition.rate)) for utterance in bar]
-    lengths = np.array([len(output) for output in outputs])
-    np.savez(cache, log_probs=np.concatenate(outputs), lengths=lengths, said=np.array([u.text for u in utterances]))
+def _options(usual: DecodingOptions, asked: optuna.Trial) -> DecodingOptions:
+    chosen = {name: round(value, 3) for name, value in asked.params.items()}
+    return usual if asked.number == 0 else replace(usual, **chosen)
 
 
-@functools.cache
-def _material(setting: Setting, cache: Path) -> Material:
-    """Loaded once in each process."""
-    with np.load(cache) as arrays:
-        ends = np.cumsum(arrays["lengths"])[:-1]
-        log_probs = tuple(np.split(arrays["log_probs"], ends))
-        return Material(setting.load(), log_probs, tuple(map(str, arrays["said"])))
+@contextmanager
+def processes(jobs: int) -> Iterator[Map]:
+    """`map` in this process, or in `jobs` others."""
+    if jobs == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends this process, which ends the others
+    with ProcessPoolExecutor(jobs, context, signal.signal, deaf) as pool:
+        yield pool.map
 
 
-def try_options(setting: Setting, cache: Path, options: DecodingOptions) -> Trial:
-    """Search all outputs in the cache with `options`."""
-    material = _material(setting, cache)
-    bundle = material.recognition.bundle
-    search = BeamSearch(replace(options, n_best=1), bundle.alphabet, bundle.language_model)
-    heard = [search.decode(log_probs)[0].text for log_probs in material.log_probs]
-    words = sum(map(word_edits, material.said, heard), Edits())
-    return Trial(options, words, sum(map(character_edits, material.said, heard), Edits()))
+def tune(args: argparse.Namespace) -> Trials:
+    """ValueError for what cannot be done, before the work begins."""
+    check(args)
+    fixed = {"beam_width": args.beam_width, "lexicon": SWITCH.get(args.lexicon)}
+    setting = Setting(
+        find_bundle(args.bundle),
+        mode="chunked" if args.chunked else "whole",
+        language_model=args.language_model,
+        decoding=tuple((name, value) for name, value in fixed.items() if value is not None),
+    )
+    recognition = setting.load()
+    usual = recognition.bundle.decoding
+    space = search_space(args, usual)
+    utterances = read_manifest(args.manifest)[: args.limit]
+    outputs = network_outputs.keep(recognition, utterances, args.cache or network_outputs.default_folder())
+    evaluate = functools.partial(try_options, setting, outputs, [utterance.text for utterance in utterances])
+    with processes(args.jobs) as run:
+        return search(evaluate, usual, space, args, run)
 
 
-def choices(args: argparse.Namespace, usual: DecodingOptions) -> list[DecodingOptions]:
-    """The trials that the command line asks for."""
-    widths = args.beam_width or [usual.beam_width]
-    switches = [SWITCH[switch] for switch in args.lexicon] if args.lexicon else [usual.lexicon]
-    if args.random is None:
-        pairs = list(itertools.product(args.alpha, args.beta))
-        return [
-            replace(usual, alpha=alpha, beta=beta, beam_width=width, lexicon=switch)
-            for width, switch, (alpha, beta) in itertools.product(widths, switches, pairs)
-        ]
-    if args.random < 1:
-        raise ValueError(f"--random is {args.random}: at least 1 trial")
-    draw = random.Random(args.seed)
-    return [
-        replace(
-            usual,
-            alpha=round(draw.uniform(min(args.alpha), max(args.alpha)), 3),
-            beta=round(draw.uniform(min(args.beta), max(args.beta)), 3),
-            beam_width=draw.choice(widths),
-            lexicon=draw.choice(switches),
-        )
-        for _ in range(args.random)
-    ]
+def check(args: argparse.Namespace) -> None:
+    for name in ("trials", "jobs", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name} is {value}: at least 1")
+    if args.budget is not None and not 0 < args.budget < math.inf:
+        raise ValueError(f"--budget is {args.budget}: microseconds per frame, above 0")
+    if args.budget is not None and args.jobs > 1:
+        raise ValueError(f"--budget with --jobs {args.jobs}: processes slow each other down; times need --jobs 1")
+    if args.write and args.language_model:
+        raise ValueError("--write with --language-model would tune the bundle for a model that it does not hold")
+    if args.plot and args.plot.suffix not in PICTURES:
+        raise ValueError(f"--plot is {str(args.plot)!r}: select a name that ends in one of {PICTURES}")
+    if args.plot and not args.plot.parent.is_dir():
+        raise ValueError(f"--plot is {str(args.plot)!r}: there is no folder {str(args.plot.parent)!r}")
+
+
+def description(bundle: Path) -> dict[str, Any]:
+    """As it is written, and no more: a loaded bundle has defaults filled in."""
+    found: dict[str, Any] = json.loads((bundle / DESCRIPTION).read_text(encoding="utf-8"))
+    return found
 
 
 def write_options(bundle: Path, options: DecodingOptions) -> None:
     """Replace the decoding options in a bundle's description, whole or not at all."""
     path = bundle / DESCRIPTION
-    description = json.loads(path.read_text(encoding="utf-8"))
-    description["decoding"] = asdict(options)
     new = path.with_suffix(".new")
-    new.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    tuned = {**description(bundle), "decoding": asdict(options)}
+    new.write_text(json.dumps(tuned, indent=2) + "\n", encoding="utf-8")
     new.replace(path)
 
 
-def tune(args: argparse.Namespace) -> list[Trial]:
-    """All trials, best first."""
-    if args.jobs < 1 or (args.limit is not None and args.limit < 1):
-        raise ValueError(f"--limit is {args.limit} and --jobs {args.jobs}: at least 1")
-    if args.write and args.language_model:
-        raise ValueError("--write with --language-model would tune the bundle for a model that it does not hold")
-    mode = "chunked" if args.chunked else "whole"
-    setting = Setting(find_bundle(args.bundle), mode, language_model=args.language_model)
-    recognition = setting.load()
-    trials = choices(args, recognition.bundle.decoding)
-    for options in trials:  # so that a lexicon which is not there is found before the work
-        BeamSearch(options, recognition.bundle.alphabet, recognition.bundle.language_model)
-    utterances = read_manifest(args.manifest)[: args.limit]
-    with tempfile.TemporaryDirectory(prefix="earsight-tune-") as folder:
-        cache = Path(folder) / "outputs.npz"
-        run_network(recognition, utterances, cache)
-        task = functools.partial(try_options, setting, cache)
-        found = list(tqdm(spread(task, trials, args.jobs), "trials", len(trials), disable=None))
-    return sorted(found, key=lambda trial: trial.rank)
+def table(trials: Trials) -> str:
+    ranked, made = trials.ranked, len(trials.made)
+    kept = f"{len(ranked)} of {made} trials within the budget" if trials.budget else f"{made} trials"
+    rows = [HEADING, *(trial.row() for trial in ranked[:SHOWN])]
+    return "\n".join([*rows, f"{trials.before.row()}  before", f"best of {kept}: {trials.best.options}"])
+
+
+def figures(trials: Trials) -> dict[str, object]:
+    best = trials.best
+    return {
+        "wer": round(best.words.rate, 4),
+        "cer": round(best.characters.rate, 4),
+        "us_per_frame": round(best.us_per_frame, 1),
+        "wer_before": round(trials.before.words.rate, 4),
+        "trials": len(trials.made),
+        "decoding": asdict(best.options),
+    }
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -163,26 +201,32 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--manifest", type=Path, required=True, metavar="FILE", help="held-out utterances, not the test"
     )
-    grid = parser.add_argument_group("what to try")
-    grid.add_argument(
-        "--alpha",
+    what = parser.add_argument_group("what to try")
+    for name, usual in (("--alpha", (0.0, 3.0)), ("--beta", (-2.0, 6.0))):
+        what.add_argument(
+            name, type=float, nargs=2, default=usual, metavar=("LOW", "HIGH"), help="default: {:g} {:g}".format(*usual)
+        )
+    what.add_argument("--trials", type=int, default=60, metavar="N", help="with the bundle's own (default %(default)s)")
+    what.add_argument("--seed", type=int, default=0, help="of the sampler (default 0)")
+    what.add_argument(
+        "--budget",
         type=float,
-        nargs="+",
-        default=[0.25, 0.5, 1.0, 1.5, 2.0, 2.5],
-        metavar="A",
-        help="default: %(default)s",
+        metavar="MICROSECONDS",
+        help="of processor time per frame: search the beam's width and pruning as well, and let no slower one win",
     )
-    grid.add_argument(
-        "--beta", type=float, nargs="+", default=[-1.0, 0.0, 1.0, 2.0, 4.0], metavar="B", help="default: %(default)s"
-    )
-    grid.add_argument("--beam-width", type=int, nargs="+", metavar="N", help="default: the bundle's")
-    grid.add_argument("--lexicon", nargs="+", choices=SWITCH, help="only words of the list (default: the bundle's)")
-    grid.add_argument("--random", type=int, metavar="N", help="N random trials instead of the grid")
-    grid.add_argument("--seed", type=int, default=0, help="of the random trials (default 0)")
-    grid.add_argument("--language-model", metavar="FILE", help="instead of the bundle's")
+    what.add_argument("--beam-width", type=int, metavar="N", help="fixed (default: the bundle's, or searched)")
+    what.add_argument("--lexicon", choices=SWITCH, help="only words of the list (default: the bundle's)")
+    what.add_argument("--language-model", metavar="FILE", help="instead of the bundle's; 'none' for no model")
     parser.add_argument("--chunked", action="store_true", help="the network as in a stream (default: whole recordings)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N utterances")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (default 1)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="for the network's outputs (default: earsight/network-outputs in $XDG_CACHE_HOME or ~/.cache)",
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw WER over alpha and beta, as .png or .svg")
     parser.add_argument("--write", action="store_true", help="put the best options into the bundle")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser
@@ -193,18 +237,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         trials = tune(args)
+        found, folder = table(trials), find_bundle(args.bundle)
+        if args.plot:
+            from training import tuning_plot  # matplotlib takes a while to load
+
+            tuning_plot.draw(trials, f"{description(folder)['name']} on {args.manifest.name}", args.plot)
         if args.write:
-            write_options(find_bundle(args.bundle), trials[0].options)
+            write_options(folder, trials.best.options)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, "interrupted; nothing was written\n")
-    best = trials[0]
-    print("\n".join([HEADING, *(trial.row() for trial in trials[:SHOWN])]))
-    print(f"best of {len(trials)}: {best.options}")
+    print(found)
     if args.json:
-        figures = {"wer": best.words.rate, "cer": best.characters.rate, "trials": len(trials)}
-        print(json.dumps({**figures, "decoding": asdict(best.options)}))
+        print(json.dumps(figures(trials)))
     return 0
 
 

@@ -1,0 +1,178 @@
+// The Python module asr_server.native.core. Every call that works on frames runs without the interpreter lock.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+#include <variant>
+
+#include "search.hpp"
+
+namespace nb = nanobind;
+
+namespace earsight {
+
+namespace {
+
+template <typename Real>
+using Array = nb::ndarray<const Real, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Rows of a matrix that Python keeps alive for the length of the call.
+struct Matrix {
+    std::variant<const float*, const double*> rows;
+    size_t frames;
+};
+
+template <typename Real>
+Matrix matrix(const Array<Real>& array, size_t symbols) {
+    if (array.shape(1) != symbols)
+        throw std::invalid_argument("log probabilities have shape (" + std::to_string(array.shape(0)) + ", " +
+                                    std::to_string(array.shape(1)) + "): (frames, " + std::to_string(symbols) +
+                                    ") fits the alphabet");
+    return {array.data(), array.shape(0)};
+}
+
+Matrix matrix(nb::handle array, size_t symbols) {
+    if (Array<float> single; nb::try_cast(array, single, false)) return matrix<float>(single, symbols);
+    return matrix<double>(nb::cast<Array<double>>(array), symbols);
+}
+
+void advance(Search& search, const Matrix& matrix) {
+    std::visit([&](const auto* rows) { search.advance(rows, matrix.frames); }, matrix.rows);
+}
+
+// A search as Python holds it. Threads that share one take turns: that is no use to them, but it must not crash.
+struct Stream {
+    Search search;
+    std::mutex lock{};
+
+    // use(search), alone and without the interpreter lock
+    template <typename Use>
+    auto alone(const Use& use) {
+        const nb::gil_scoped_release release;
+        const std::lock_guard guard(lock);
+        return use(search);
+    }
+};
+
+// task(i) for each i below `count`, in at most `threads` threads. The first error is thrown when all have ended.
+template <typename Task>
+void in_threads(size_t count, size_t threads, const Task& task) {
+    std::atomic<size_t> next{0};
+    std::exception_ptr error;
+    std::mutex lock;
+    const auto work = [&] {
+        for (size_t i; (i = next++) < count;) {
+            try {
+                task(i);
+            } catch (...) {
+                const std::lock_guard guard(lock);
+                if (!error) error = std::current_exception();
+            }
+        }
+    };
+    std::vector<std::thread> others;
+    for (size_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
+    work();
+    for (std::thread& other : others) other.join();
+    if (error) std::rethrow_exception(error);
+}
+
+void advance_all(const std::vector<Stream*>& streams, const nb::list& arrays, size_t threads) {
+    std::vector<Matrix> matrices;
+    for (size_t i = 0; i < streams.size(); ++i) matrices.push_back(matrix(arrays[i], streams[i]->search.symbols()));
+    const nb::gil_scoped_release release;
+    in_threads(streams.size(), threads, [&](size_t i) {
+        const std::lock_guard guard(streams[i]->lock);
+        advance(streams[i]->search, matrices[i]);
+    });
+}
+
+std::vector<std::vector<Hypothesis>> decode_all(const Options& options, const Labels& labels,
+                                                const std::shared_ptr<LanguageModel>& model,
+                                                const std::shared_ptr<HotWords>& hot_words, const nb::list& arrays,
+                                                size_t threads) {
+    std::vector<Matrix> matrices;
+    for (const nb::handle array : arrays) matrices.push_back(matrix(array, labels.size()));
+    std::vector<std::vector<Hypothesis>> found(matrices.size());
+    const nb::gil_scoped_release release;
+    in_threads(matrices.size(), threads, [&](size_t i) {
+        Search search(options, labels, model, hot_words);
+        advance(search, matrices[i]);
+        found[i] = search.finish();
+    });
+    return found;
+}
+
+}  // namespace
+
+NB_MODULE(core, module) {
+    nb::class_<Options>(module, "Options")
+        .def(nb::init<>())
+        .def_rw("beam_width", &Options::beam_width)
+        .def_rw("alpha", &Options::alpha)
+        .def_rw("beta", &Options::beta)
+        .def_rw("token_min_log_prob", &Options::token_min_log_prob)
+        .def_rw("beam_prune_log_prob", &Options::beam_prune_log_prob)
+        .def_rw("unknown_word_offset", &Options::unknown_word_offset)
+        .def_rw("lexicon", &Options::lexicon)
+        .def_rw("lookahead", &Options::lookahead)
+        .def_rw("n_best", &Options::n_best)
+        .def_rw("horizon", &Options::horizon);
+    nb::class_<LanguageModel>(module, "LanguageModel")
+        .def(nb::init<const std::string&, const std::vector<std::string>&, const Labels&, bool>(),
+             nb::call_guard<nb::gil_scoped_release>());
+    nb::class_<HotWords>(module, "HotWords")
+        .def(nb::init<const std::vector<std::pair<Symbols, double>>&, int32_t, size_t>(),
+             nb::call_guard<nb::gil_scoped_release>());
+    nb::class_<Span>(module, "Span").def_ro("start", &Span::start).def_ro("end", &Span::end);
+    nb::class_<Word>(module, "Word")
+        .def_ro("text", &Word::text)
+        .def_prop_ro("letters",
+                     [](const Word& word) {
+                         std::vector<std::pair<int64_t, int64_t>> spans;
+                         for (const Span& span : word.letters) spans.emplace_back(span.start, span.end);
+                         return spans;
+                     })
+        .def_ro("confidence", &Word::confidence);
+    nb::class_<Hypothesis>(module, "Hypothesis")
+        .def_ro("words", &Hypothesis::words)
+        .def_ro("score", &Hypothesis::score)
+        .def_ro("acoustic_score", &Hypothesis::acoustic_score)
+        .def_ro("lm_score", &Hypothesis::lm_score)
+        .def_ro("word_score", &Hypothesis::word_score)
+        .def_ro("boost_score", &Hypothesis::boost_score)
+        .def_ro("confidence", &Hypothesis::confidence)
+        .def_ro("stability", &Hypothesis::stability);
+    nb::class_<Stream>(module, "Search")
+        .def(
+            "__init__",
+            [](Stream* self, const Options& options, const Labels& labels, const std::shared_ptr<LanguageModel>& model,
+               const std::shared_ptr<HotWords>& hot_words) {
+                new (self) Stream{Search(options, labels, model, hot_words)};
+            },
+            nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
+        .def("advance",
+             [](Stream& self, nb::handle array) {
+                 const Matrix rows = matrix(array, self.search.symbols());
+                 self.alone([&](Search& search) { advance(search, rows); });
+             })
+        .def("best", [](Stream& self) { return self.alone([](Search& search) { return search.best(); }); })
+        .def("finish", [](Stream& self) { return self.alone([](Search& search) { return search.finish(); }); })
+        .def("take_committed",
+             [](Stream& self) { return self.alone([](Search& search) { return search.take_committed(); }); })
+        .def("bytes", [](Stream& self) { return self.alone([](Search& search) { return search.bytes(); }); });
+    module.def("advance_all", &advance_all);
+    module.def("decode_all", &decode_all, nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(),
+               nb::arg());
+}
+
+}  // namespace earsight

@@ -1,0 +1,535 @@
+#include "search.hpp"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+namespace earsight {
+
+namespace {
+
+constexpr int32_t BLANK = 0;
+constexpr double ROUNDING = 1e-3;     // how far above 0 a log probability may be: a softmax in half precision rounds
+constexpr double UNNORMALISED = 0.05;  // how far from 1 the sum of a row may be
+constexpr double TINY = std::numeric_limits<double>::min();
+constexpr double LN_2 = 0.693147180559945309;
+
+std::string number(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%g", value);
+    return text;
+}
+
+}  // namespace
+
+Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageModel> model,
+               std::shared_ptr<const HotWords> hot_words)
+    : options_(options), labels_(std::move(labels)), model_(std::move(model)), hot_words_(std::move(hot_words)) {
+    space_ = NOWHERE;
+    for (size_t symbol = 1; symbol < labels_.size(); ++symbol)
+        if (labels_[symbol] == " ") space_ = static_cast<int32_t>(symbol);
+    lexicon_ = model_ ? model_->lexicon() : nullptr;
+    if (options_.lookahead && lexicon_ && options_.alpha > 0) {
+        weights_ = model_->weights(options_.alpha, options_.unknown_word_offset);
+        unknown_weight_ = std::exp(options_.alpha * model_->bound(NOWHERE, options_.unknown_word_offset));
+    }
+    plain_letters_ = !weights_ && !options_.lexicon && !hot_words_ && !(model_ && model_->characters());
+    prune_ = std::exp(options_.beam_prune_log_prob);
+    word_worth_ = std::exp(options_.beta);
+
+    Record start{0, 0, 1, {}};
+    if (model_) start.state = model_->begin();
+    const Child silence{lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE,
+                        hot_words_ ? hot_words_->begin() : 0, 1, 1};
+    create(-1, space_, silence);
+    nodes_[0].context = add_record(start);
+    Paths paths;
+    paths.node = 0;
+    paths.total = paths.blank = paths.best_blank = 1;
+    beam_.push_back(paths);
+    nodes_[0].slot = 0;
+    enter(0);
+    sweep();
+}
+
+template <typename Real>
+void Search::advance(const Real* log_probs, size_t frames) {
+    const size_t symbols = labels_.size();
+    probabilities_.resize(std::max<size_t>(frames, 1) * symbols);
+    for (size_t frame = 0; frame < frames; ++frame) {
+        double sum = 0, highest = -std::numeric_limits<double>::infinity();
+        for (size_t i = frame * symbols; i < (frame + 1) * symbols; ++i) {
+            const auto value = static_cast<double>(log_probs[i]);
+            if (std::isnan(value))
+                throw std::invalid_argument("log probabilities hold NaN, first in frame " + std::to_string(frame));
+            highest = std::max(highest, value);
+            sum += probabilities_[i] = std::exp(value);
+        }
+        if (highest > ROUNDING)
+            throw std::invalid_argument("log probabilities reach " + number(highest) + " in frame " +
+                                        std::to_string(frame) + ": they are natural logarithms, at most 0");
+        if (std::abs(sum - 1) > UNNORMALISED && highest > -std::numeric_limits<double>::infinity())
+            throw std::invalid_argument("probabilities of frame " + std::to_string(frame) + " add up to " +
+                                        number(sum) + ", not to 1: apply log_softmax");
+        // Symbols below the threshold are passed over, except the likeliest and the blank.
+        for (size_t i = frame * symbols + 1; i < (frame + 1) * symbols; ++i)
+            if (log_probs[i] < options_.token_min_log_prob && log_probs[i] < highest) probabilities_[i] = 0;
+    }
+    for (size_t frame = 0; frame < frames; ++frame) step(probabilities_.data() + frame * symbols);
+}
+
+template void Search::advance(const float*, size_t);
+template void Search::advance(const double*, size_t);
+
+// ---- One frame -----------------------------------------------------------------------------------------------------
+
+void Search::step(const double* probabilities) {
+    rank_symbols(probabilities);
+    stay(probabilities);
+    extend(probabilities);
+    select();
+    if (!candidates_.empty()) {  // else no prefix can go on: the frame says nothing and only time passes
+        rebuild(probabilities);
+        // A best path falls ever further behind the sum that it is in, so the two are scaled apart.
+        const int exponent = std::ilogb(beam_[0].total);
+        const double factor = std::ldexp(1.0, -exponent);
+        const double best_factor = std::ldexp(1.0, -std::ilogb(std::max(beam_[0].best(), TINY)));
+        for (Paths& paths : beam_) {
+            paths.total *= factor;
+            paths.blank *= factor;
+            paths.label *= factor;
+            paths.best_blank *= best_factor;
+            paths.best_label *= best_factor;
+        }
+        log_scale_ += exponent * LN_2;
+        if (nodes_.size() > full_nodes_ || cells_.size() > full_cells_) sweep();
+    }
+    ++frame_;
+}
+
+void Search::rank_symbols(const double* probabilities) {
+    ranked_.clear();
+    for (size_t symbol = 1; symbol < labels_.size(); ++symbol)
+        if (probabilities[symbol] > 0 && static_cast<int32_t>(symbol) != space_)
+            ranked_.emplace_back(probabilities[symbol], static_cast<int32_t>(symbol));
+    std::sort(ranked_.begin(), ranked_.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+}
+
+// Every prefix can stay what it is: by a blank, by its last symbol going on, and by its parent growing into it.
+void Search::stay(const double* probabilities) {
+    const size_t words = (labels_.size() + 63) / 64;
+    const double blank = probabilities[BLANK];
+    taken_.assign(beam_.size() * words, 0);
+    stays_.resize(beam_.size());
+    double lowest = std::numeric_limits<double>::infinity(), highest = 0;
+    for (size_t slot = 0; slot < beam_.size(); ++slot) {
+        const Paths& from = beam_[slot];
+        const Node& node = nodes_[from.node];
+        Paths& to = stays_[slot];
+        to = from;
+        to.blank = from.total * blank;
+        to.best_blank = from.best() * blank;
+        to.blank_cell = from.cell();
+        to.blank_end = from.end();
+        if (node.symbol == space_) {  // one more space is no other text, whatever stands between the two
+            const double again = space_ == NOWHERE ? 0 : probabilities[space_];
+            to.label = from.total * again;
+            to.best_label = from.best() * again;
+            to.label_cell = from.cell();
+            to.label_end = from.end();
+        } else {
+            const double again = probabilities[node.symbol];
+            to.label = from.label * again;
+            to.best_label = from.best_label * again;
+            to.label_end = frame_ + 1;
+        }
+        const int32_t above = node.parent < 0 ? -1 : nodes_[node.parent].slot;
+        if (above >= 0) {
+            taken_[above * words + node.symbol / 64] |= uint64_t{1} << (node.symbol % 64);
+            const Paths& parent = beam_[above];
+            const bool same = nodes_[parent.node].symbol == node.symbol;
+            const double factor = probabilities[node.symbol] * node.gain;
+            to.label += (same ? parent.blank : parent.total) * factor;
+            const double best = (same ? parent.best_blank : parent.best()) * factor;
+            if (best > to.best_label) {
+                const int32_t cell = same ? parent.blank_cell : parent.cell();
+                const int64_t end = same ? parent.blank_end : parent.end();
+                to.best_label = best;
+                to.label_cell = node.symbol == space_ ? cell : extended(cell, end);
+                to.label_end = node.symbol == space_ ? end : frame_ + 1;
+            }
+        }
+        to.total = to.blank + to.label;
+        lowest = std::min(lowest, to.total);
+        highest = std::max(highest, to.total);
+    }
+    // What no candidate below can displace any more.
+    floor_ = highest * prune_;
+    if (beam_.size() >= static_cast<size_t>(options_.beam_width)) floor_ = std::max(floor_, lowest);
+    candidates_.clear();
+    for (size_t slot = 0; slot < stays_.size(); ++slot)
+        if (stays_[slot].total > 0) candidates_.push_back({stays_[slot].total, static_cast<int32_t>(slot), STAY});
+}
+
+// The gain of a letter, 0 where the lexicon forbids it. This is where a search spends its time.
+inline double Search::letter_gain(const Node& parent, int32_t symbol) const {
+    if (plain_letters_) return 1;
+    if (weights_ && !hot_words_ && !options_.lexicon) {  // the usual case, and `letter` in short
+        const int32_t beginning = lexicon_->child(parent.lexicon, symbol);
+        return (beginning == NOWHERE ? unknown_weight_ : (*weights_)[beginning]) * parent.scale;
+    }
+    Child child;
+    return letter(parent, symbol, child) ? child.gain : 0;
+}
+
+void Search::extend(const double* probabilities) {
+    const double space_probability = space_ == NOWHERE ? 0 : probabilities[space_];
+    const size_t words = (labels_.size() + 63) / 64;
+    for (size_t slot = 0; slot < beam_.size(); ++slot) {
+        const Paths& from = beam_[slot];
+        const Node& node = nodes_[from.node];
+        const auto is_taken = [&](int32_t symbol) {
+            return (taken_[slot * words + symbol / 64] >> (symbol % 64)) & 1;
+        };
+        const double reach = from.total * headroom(node, NOWHERE);
+        for (const auto& [probability, symbol] : ranked_) {
+            if (reach * probability < floor_) break;
+            if (is_taken(symbol)) continue;
+            const double sum = (symbol == node.symbol ? from.blank : from.total) * probability;
+            consider(slot, symbol, sum * letter_gain(node, symbol));
+        }
+        if (space_probability > 0 && node.symbol != space_ && !is_taken(space_)) {
+            const double sum = from.total * space_probability;
+            Child child;
+            if (sum * headroom(node, space_) >= floor_ && space(from.node, child))
+                consider(slot, space_, sum * child.gain);
+        }
+    }
+}
+
+void Search::consider(size_t slot, int32_t symbol, double rank) {
+    if (rank < floor_ || rank <= 0) return;
+    candidates_.push_back({rank, static_cast<int32_t>(slot), symbol});
+    const auto width = static_cast<size_t>(options_.beam_width);
+    if (candidates_.size() >= 2 * width + 64) {
+        std::nth_element(candidates_.begin(), candidates_.begin() + (width - 1), candidates_.end(),
+                         [](const Candidate& a, const Candidate& b) { return a.rank > b.rank; });
+        floor_ = std::max(floor_, candidates_[width - 1].rank);
+        candidates_.resize(width);
+    }
+}
+
+// The best `beam_width` of the candidates that are not too far behind the best one, best first.
+void Search::select() {
+    const auto by_rank = [](const Candidate& a, const Candidate& b) { return a.rank > b.rank; };
+    const auto width = static_cast<size_t>(options_.beam_width);
+    if (candidates_.size() > width) {
+        std::nth_element(candidates_.begin(), candidates_.begin() + (width - 1), candidates_.end(), by_rank);
+        candidates_.resize(width);
+    }
+    std::sort(candidates_.begin(), candidates_.end(), by_rank);
+    if (candidates_.empty()) return;
+    const double lowest = candidates_[0].rank * prune_;
+    while (candidates_.back().rank < lowest) candidates_.pop_back();
+}
+
+// The beam of the candidates, and what was lost with the prefixes that left it.
+void Search::rebuild(const double* probabilities) {
+    staying_.assign(stays_.size(), 0);
+    fresh_.clear();
+    for (const Candidate& candidate : candidates_) {
+        if (candidate.symbol == STAY) {
+            staying_[candidate.slot] = 1;
+            fresh_.push_back(stays_[candidate.slot]);
+        } else {
+            fresh_.push_back(grown(candidate, probabilities));
+        }
+    }
+    account();
+}
+
+Search::Paths Search::grown(const Candidate& candidate, const double* probabilities) {
+    const Paths& from = beam_[candidate.slot];
+    const int32_t symbol = candidate.symbol;
+    int32_t node = find(from.node, symbol);
+    if (node == NOWHERE) {
+        Child child;
+        child_of(from.node, symbol, child);
+        node = create(from.node, symbol, child);
+    }
+    enter(node);
+    const bool same = nodes_[from.node].symbol == symbol;
+    const int32_t cell = same ? from.blank_cell : from.cell();
+    const int64_t end = same ? from.blank_end : from.end();
+    Paths to;
+    to.node = node;
+    to.total = to.label = candidate.rank;
+    to.best_label = (same ? from.best_blank : from.best()) * probabilities[symbol] * nodes_[node].gain;
+    to.label_cell = symbol == space_ ? cell : extended(cell, end);
+    to.label_end = symbol == space_ ? end : frame_ + 1;
+    to.blank_cell = to.label_cell;  // no path yet, but the letters of one
+    to.blank_end = to.label_end;
+    return to;
+}
+
+// `fresh_` becomes the beam in place of `stays_`, of which those that are `staying_` are in it.
+//
+// A prefix that falls out of the beam takes its share of the probability from the texts that go on without it: the
+// node where it branched off from those keeps that much less. That is what a confidence is later made of.
+void Search::account() {
+    double mass = 0;
+    for (size_t slot = 0; slot < stays_.size(); ++slot) {
+        if (staying_[slot]) continue;
+        mass += stays_[slot].total;
+        nodes_[stays_[slot].node].slot = -1;
+        leave(stays_[slot].node);
+    }
+    for (size_t slot = 0; slot < fresh_.size(); ++slot) {
+        mass += fresh_[slot].total;
+        nodes_[fresh_[slot].node].slot = static_cast<int32_t>(slot);
+    }
+    for (size_t slot = 0; slot < stays_.size(); ++slot) {
+        if (staying_[slot]) continue;
+        int32_t node = stays_[slot].node;
+        if (nodes_[node].live) continue;  // longer texts go on from it: they agree with it
+        while (!nodes_[node].live) node = nodes_[node].parent;
+        nodes_[node].kept *= 1 - stays_[slot].total / mass;
+    }
+    beam_.swap(fresh_);
+}
+
+// ---- The tree ------------------------------------------------------------------------------------------------------
+
+// False where the lexicon forbids it.
+bool Search::child_of(int32_t node, int32_t symbol, Child& child) {
+    return symbol == space_ ? space(node, child) : letter(nodes_[node], symbol, child);
+}
+
+bool Search::letter(const Node& parent, int32_t symbol, Child& child) const {
+    child = {NOWHERE, NOWHERE, 0, 1, 1};
+    if (lexicon_) child.lexicon = lexicon_->child(parent.lexicon, symbol);
+    if (hot_words_) child.hot_lexicon = hot_words_->words().child(parent.hot_lexicon, symbol);
+    if (options_.lexicon && child.lexicon == NOWHERE && child.hot_lexicon == NOWHERE) return false;
+    if (weights_) {
+        if (child.hot_lexicon != NOWHERE)
+            child.weight = std::exp(options_.alpha * model_->bound(child.lexicon, unknown_offset(child.hot_lexicon)));
+        else
+            child.weight = child.lexicon == NOWHERE ? unknown_weight_ : (*weights_)[child.lexicon];
+    }
+    if (hot_words_) {
+        child.hot = hot_words_->step(parent.hot, symbol);
+        child.weight *= hot_words_->weight(child.hot);
+    }
+    child.gain = child.weight * parent.scale;
+    if (model_ && model_->characters()) {
+        LanguageModel::State after;
+        const double score = model_->score(records_[parent.context].state, model_->unit(symbol), after);
+        child.gain *= std::exp(options_.alpha * score);
+    }
+    return true;
+}
+
+bool Search::space(int32_t node, Child& child) {
+    if (!may_end(nodes_[node])) return false;
+    const Record& record = records_[complete(node)];
+    child = {lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE, 0, 1, record.gain};
+    if (hot_words_) {
+        child.hot = hot_words_->step(nodes_[node].hot, space_);
+        child.weight = hot_words_->weight(child.hot);
+        child.gain *= child.weight * hot_words_->worth(child.hot);
+    }
+    child.gain *= nodes_[node].scale;
+    return true;
+}
+
+// An upper bound of the gain of a space, or of any letter. A letter never makes an unfinished word likelier; a space
+// trades its weight for its score.
+double Search::headroom(const Node& node, int32_t symbol) const {
+    const double phrases = hot_words_ ? hot_words_->headroom(node.hot) : 1;
+    if (symbol != space_ || !in_word(node)) return phrases;
+    const double weight = weights_ ? node.scale * (hot_words_ ? hot_words_->weight(node.hot) : 1) : 1;
+    return phrases * weight * std::max(1.0, word_worth_);
+}
+
+// Hot words are no unknown words.
+double Search::unknown_offset(int32_t hot_lexicon) const {
+    return hot_lexicon == NOWHERE ? options_.unknown_word_offset : 0;
+}
+
+// What is multiplied into the sums of a prefix, as a logarithm.
+double Search::bonus(const Node& node) const {
+    const Record& record = records_[node.context];
+    double bonus = options_.alpha * record.lm_score + options_.beta * static_cast<double>(record.count) + node.boost;
+    if (hot_words_) bonus += hot_words_->potential(node.hot);
+    if (weights_ && in_word(node))
+        bonus += options_.alpha * model_->bound(node.lexicon, unknown_offset(node.hot_lexicon));
+    return bonus;
+}
+
+int32_t Search::find(int32_t parent, int32_t symbol) const {
+    int32_t child = nodes_[parent].first_child;
+    while (child != NOWHERE && nodes_[child].symbol != symbol) child = nodes_[child].next_sibling;
+    return child;
+}
+
+int32_t Search::create(int32_t parent, int32_t symbol, const Child& child) {
+    const auto index = static_cast<int32_t>(nodes_.size());
+    Node node{};
+    node.parent = parent;
+    node.first_child = NOWHERE;
+    node.next_sibling = NOWHERE;
+    node.symbol = symbol;
+    node.lexicon = child.lexicon;
+    node.hot_lexicon = child.hot_lexicon;
+    node.hot = child.hot;
+    node.scale = 1 / child.weight;
+    node.gain = child.gain;
+    if (parent >= 0) {
+        node.next_sibling = nodes_[parent].first_child;
+        nodes_[parent].first_child = index;
+        node.boost = nodes_[parent].boost + (hot_words_ ? hot_words_->gained(child.hot) : 0);
+        node.context = symbol == space_ ? complete(parent) : nodes_[parent].context;
+        if (symbol != space_ && model_ && model_->characters()) {
+            Record record = records_[node.context], after = record;
+            after.lm_score += model_->score(record.state, model_->unit(symbol), after.state);
+            node.context = add_record(after);
+        }
+    }
+    nodes_.push_back(node);
+    return index;
+}
+
+// The record in which the last word of a prefix is completed, as if a space came next.
+int32_t Search::complete(int32_t index) {
+    const Node& node = nodes_[index];
+    if (!in_word(node)) return node.context;
+    if (node.completed != -1) return node.completed;
+    const Record& before = records_[node.context];
+    Record record{before.lm_score, before.count + 1, word_worth_, before.state};
+    if (model_) {
+        double score = 0;
+        if (model_->characters()) {
+            score = model_->score(before.state, model_->unit(space_), record.state);
+        } else {
+            // With a word list, what is not in it is unknown; UNLISTED is in it, but not in the model.
+            const uint32_t word = lexicon_ ? lexicon_->word(node.lexicon) : model_->index(spelled(index));
+            score = model_->score(before.state, word == LanguageModel::UNLISTED ? 0 : word, record.state);
+            if (word == 0 && !(hot_words_ && hot_words_->words().word(node.hot_lexicon)))
+                score += options_.unknown_word_offset;
+        }
+        record.lm_score += score;
+        record.gain *= std::exp(options_.alpha * score);
+    }
+    const int32_t added = add_record(record);
+    nodes_[index].completed = added;
+    return added;
+}
+
+int32_t Search::add_record(const Record& record) {
+    records_.push_back(record);
+    return static_cast<int32_t>(records_.size()) - 1;
+}
+
+// Always, except within a word of the lexicon.
+bool Search::may_end(const Node& node) const {
+    return !options_.lexicon || !in_word(node) || lexicon_->word(node.lexicon) ||
+           (hot_words_ && hot_words_->words().word(node.hot_lexicon));
+}
+
+// A path's letters with one more, which begins in this frame.
+int32_t Search::extended(int32_t cell, int64_t end) {
+    const int32_t depth = cell == NOWHERE ? committed_depth_ : cells_[cell].depth;
+    cells_.push_back({cell, depth + 1, frame_, end});
+    return static_cast<int32_t>(cells_.size()) - 1;
+}
+
+void Search::enter(int32_t node) {
+    while (node >= 0 && nodes_[node].live++ == 0) {
+        nodes_[node].kept = 1;  // it begins anew, even where the last sweep has left it
+        node = nodes_[node].parent;
+    }
+}
+
+void Search::leave(int32_t node) {
+    while (node >= 0 && --nodes_[node].live == 0) node = nodes_[node].parent;
+}
+
+// Keeps what the beam reaches: its nodes up to the root, their records, and the cells of its paths. Everything keeps
+// its order, so parents stay before their children.
+void Search::sweep() {
+    std::vector<int32_t> place(nodes_.size(), NOWHERE);
+    int32_t count = 0;
+    for (size_t i = static_cast<size_t>(root_); i < nodes_.size(); ++i) {
+        if (!nodes_[i].live) continue;
+        place[i] = count;
+        nodes_[count++] = nodes_[i];
+    }
+    nodes_.resize(static_cast<size_t>(count));
+    root_ = 0;
+    std::vector<int32_t> record_place(records_.size(), NOWHERE);
+    const auto keep = [&](int32_t record) {
+        if (record != NOWHERE) record_place[record] = 0;
+    };
+    for (Node& node : nodes_) {
+        node.parent = node.parent < 0 ? node.parent : place[node.parent];
+        node.first_child = NOWHERE;
+        keep(node.context);
+        keep(node.completed);
+    }
+    nodes_[0].parent = -1;
+    for (int32_t i = count - 1; i > 0; --i) {
+        Node& parent = nodes_[nodes_[i].parent];
+        nodes_[i].next_sibling = parent.first_child;
+        parent.first_child = i;
+    }
+    int32_t records = 0;
+    for (size_t i = 0; i < records_.size(); ++i) {
+        if (record_place[i] == NOWHERE) continue;
+        record_place[i] = records;
+        records_[records++] = records_[i];
+    }
+    records_.resize(static_cast<size_t>(records));
+    for (Node& node : nodes_) {
+        node.context = record_place[node.context];
+        if (node.completed != NOWHERE) node.completed = record_place[node.completed];
+    }
+    for (Paths& paths : beam_) paths.node = place[paths.node];
+
+    std::vector<int32_t> cell_place(cells_.size(), NOWHERE);
+    for (const Paths& paths : beam_)
+        for (const int32_t cell : {paths.blank_cell, paths.label_cell})
+            if (cell != NOWHERE) cell_place[cell] = 0;
+    for (size_t i = cells_.size(); i-- > 0;) {
+        if (cell_place[i] == NOWHERE || cells_[i].before == NOWHERE) continue;
+        if (cells_[i].depth <= committed_depth_ + 1)
+            cells_[i].before = NOWHERE;
+        else
+            cell_place[cells_[i].before] = 0;
+    }
+    int32_t cells = 0;
+    for (size_t i = 0; i < cells_.size(); ++i) {
+        if (cell_place[i] == NOWHERE) continue;
+        cell_place[i] = cells;
+        Cell cell = cells_[i];
+        if (cell.before != NOWHERE) cell.before = cell_place[cell.before];
+        cells_[cells++] = cell;
+    }
+    cells_.resize(static_cast<size_t>(cells));
+    for (Paths& paths : beam_)
+        for (int32_t* cell : {&paths.blank_cell, &paths.label_cell})
+            if (*cell != NOWHERE) *cell = cell_place[*cell];
+
+    const size_t room = 16 * static_cast<size_t>(std::min<int64_t>(options_.beam_width, 4096)) + 256;
+    full_nodes_ = 2 * nodes_.size() + room;
+    full_cells_ = 2 * cells_.size() + room;
+}
+
+size_t Search::bytes() const {
+    return nodes_.capacity() * sizeof(Node) + records_.capacity() * sizeof(Record) + cells_.capacity() * sizeof(Cell) +
+           (beam_.capacity() + stays_.capacity() + fresh_.capacity()) * sizeof(Paths) +
+           candidates_.capacity() * sizeof(Candidate) + (taken_.capacity() + probabilities_.capacity()) * 8 +
+           staying_.capacity() + ranked_.capacity() * sizeof(ranked_[0]);
+}
+
+}  // namespace earsight

@@ -1,0 +1,1 @@
+"""Programs that measure. Each opens with the command that runs it."""

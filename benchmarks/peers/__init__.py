@@ -1,0 +1,1 @@
+"""Other decoders, each behind the same few lines of JSON. They run in an environment of their own, without ours."""
