@@ -185,6 +185,8 @@ pl.Trainer(
     enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, limit_val_batches=0,
     callbacks=[Keep()],
 ).fit(module, VisionData(data, data, batch, seed=1))
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()  # else its threads may outlive the interpreter, which then aborts
 """
 
 

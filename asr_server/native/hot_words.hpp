@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cmath>
-#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -18,25 +17,29 @@ class HotWords {
   public:
     // `phrases` hold symbols of the alphabet, words separated by one `space`.
     HotWords(const std::vector<std::pair<Symbols, double>>& phrases, int32_t space, size_t symbols) : space_(space) {
-        std::vector<Trie::Entry> words;
-        states_.emplace_back();
+        std::vector<Trie::Entry> padded, words;
         for (const auto& [phrase, boost] : phrases) {
-            add(phrase, boost);
+            padded.push_back({{space}, 1, 0});
+            padded.back().symbols.insert(padded.back().symbols.end(), phrase.begin(), phrase.end());
+            padded.back().symbols.push_back(space);
             for (auto begin = phrase.begin(); begin < phrase.end();) {
                 const auto end = std::find(begin, phrase.end(), space);
                 words.push_back({Symbols(begin, end), 1, 0});
                 begin = end + (end < phrase.end());
             }
         }
+        tree_ = std::make_unique<Trie>(std::move(padded), symbols);
         words_ = std::make_unique<Trie>(std::move(words), symbols);
-        link();
+        states_.resize(tree_->size());
+        for (const auto& [phrase, boost] : phrases) add(phrase, boost);
+        link(symbols);
     }
 
     int32_t begin() const { return step(0, space_); }
 
     int32_t step(int32_t state, int32_t symbol) const {
         for (;;) {
-            const int32_t next = child(state, symbol);
+            const int32_t next = tree_->child(state, symbol);
             if (next != NOWHERE) return next;
             if (state == 0) return 0;
             state = states_[state].fallback;
@@ -57,74 +60,45 @@ class HotWords {
 
   private:
     struct State {
-        int32_t fallback = 0;
-        int32_t first = 0, count = 0;  // its place in edges_
+        int32_t fallback = 0;  // the longest proper suffix that is a state
         double gained = 0, potential = 0;
         double worth = 1, weight = 1, headroom = 1;
     };
-    using Edge = std::pair<int32_t, int32_t>;  // symbol, state
-
-    int32_t child(int32_t state, int32_t symbol) const {
-        const Edge* begin = edges_.data() + states_[state].first;
-        const Edge* end = begin + states_[state].count;
-        const Edge* found = std::lower_bound(begin, end, Edge{symbol, 0});
-        return found != end && found->first == symbol ? found->second : NOWHERE;
-    }
 
     void add(const Symbols& phrase, double boost) {
         const double credit = std::max(boost, 0.0) / static_cast<double>(phrase.size() + 1);
-        int32_t state = grow(0, space_);
+        int32_t state = tree_->child(0, space_);
         for (size_t spelled = 1; spelled <= phrase.size(); ++spelled) {
-            state = grow(state, phrase[spelled - 1]);
+            state = tree_->child(state, phrase[spelled - 1]);
             states_[state].potential = std::max(states_[state].potential, credit * static_cast<double>(spelled));
         }
-        states_[grow(state, space_)].gained += boost;
+        states_[tree_->child(state, space_)].gained += boost;
     }
 
-    int32_t grow(int32_t state, int32_t symbol) {
-        const auto [place, grown] = growing_.try_emplace({state, symbol}, static_cast<int32_t>(states_.size()));
-        if (grown) states_.emplace_back();
-        return place->second;
-    }
-
-    // Lays out the edges, then, breadth first, what each state inherits from its longest proper suffix.
-    void link() {
-        for (const auto& [key, state] : growing_) {  // sorted by state and symbol
-            State& from = states_[key.first];
-            if (from.count++ == 0) from.first = static_cast<int32_t>(edges_.size());
-            edges_.emplace_back(key.second, state);
-        }
-        growing_.clear();
-        std::vector<int32_t> queue{0};
-        for (size_t i = 0; i < queue.size(); ++i) {
-            const State from = states_[queue[i]];
-            for (int32_t edge = from.first; edge < from.first + from.count; ++edge) {
-                const auto [symbol, state] = edges_[edge];
-                states_[state].fallback = queue[i] == 0 ? 0 : step(from.fallback, symbol);
-                states_[state].gained += states_[states_[state].fallback].gained;
-                queue.push_back(state);
+    // What each state inherits from its longest proper suffix; parents, and so suffixes, stand before their children.
+    void link(size_t symbols) {
+        std::vector<double> reach(states_.size(), 0.0);  // the most that a symbol leads to: worth and credit together
+        for (int32_t parent = 0; parent < static_cast<int32_t>(states_.size()); ++parent) {
+            for (int32_t symbol = 0; symbol < static_cast<int32_t>(symbols); ++symbol) {
+                const int32_t child = tree_->child(parent, symbol);
+                if (child == NOWHERE) continue;
+                State& state = states_[child];
+                state.fallback = parent == 0 ? 0 : step(states_[parent].fallback, symbol);
+                state.gained += states_[state.fallback].gained;
+                reach[parent] = std::max(reach[parent], state.gained + state.potential);
             }
-        }
-        // What a symbol can lead to from a state, whether a child has it or a suffix: credit and worth.
-        std::vector<double> reach(states_.size(), 0.0);
-        for (const int32_t index : queue) {
-            State& state = states_[index];
-            if (index) reach[index] = reach[state.fallback];
-            for (int32_t edge = state.first; edge < state.first + state.count; ++edge) {
-                const State& next = states_[edges_[edge].second];
-                reach[index] = std::max(reach[index], next.gained + next.potential);
-            }
+            State& state = states_[parent];
+            reach[parent] = std::max(reach[parent], reach[state.fallback]);
             state.worth = std::exp(state.gained);
             state.weight = std::exp(state.potential);
-            state.headroom = std::exp(std::max(0.0, reach[index] - state.potential));
+            state.headroom = std::exp(std::max(0.0, reach[parent] - state.potential));
         }
     }
 
     int32_t space_;
-    std::vector<State> states_;
-    std::vector<Edge> edges_;
-    std::map<std::pair<int32_t, int32_t>, int32_t> growing_;
+    std::unique_ptr<Trie> tree_;  // of the phrases with a space on both sides; its nodes are the states
     std::unique_ptr<Trie> words_;
+    std::vector<State> states_;
 };
 
 }  // namespace earsight

@@ -28,13 +28,13 @@ Hypothesis Search::best() const {
     std::vector<Ending> endings;
     for (const Paths& paths : beam_) {
         const Node& node = nodes_[paths.node];
-        endings.push_back(ending(paths.node, records_[node.context], node.boost, acoustic(paths), paths));
+        endings.push_back(ending(paths.node, records_[node.context], acoustic(paths), paths));
         endings.back().weight = std::log(paths.total);
     }
     return hypotheses(std::move(endings), 1)[0];
 }
 
-std::vector<Hypothesis> Search::finish() {
+std::vector<Hypothesis> Search::finish() const {
     struct Text {
         int32_t node;
         double log_sum;
@@ -67,13 +67,14 @@ std::vector<Hypothesis> Search::finish() {
     std::vector<Ending> endings;
     for (const Text& text : texts) {
         if (any && !ends(text)) continue;
-        Record record = records_[complete(text.node)];
-        double boost = nodes_[text.node].boost;
-        if (hot_words_ && in_word(nodes_[text.node]))
-            boost += hot_words_->gained(hot_words_->step(nodes_[text.node].hot, space_));
-        if (model_ && model_->characters() && in_word(nodes_[text.node])) record = closed(text.node);
+        Record record = completed(text.node);
+        if (spells_ && in_word(nodes_[text.node])) {  // </s> follows, not the space that `completed` counts on
+            const Record& open = records_[nodes_[text.node].context];
+            record.lm_score = open.lm_score;
+            record.state = open.state;
+        }
         if (model_) record.lm_score += model_->score_end(record.state);
-        endings.push_back(ending(text.node, record, boost, text.log_sum, text.paths));
+        endings.push_back(ending(text.node, record, text.log_sum, text.paths));
         endings.back().weight = endings.back().score;
     }
     return hypotheses(std::move(endings), static_cast<size_t>(options_.n_best));
@@ -119,28 +120,22 @@ void Search::give_up_rivals() {
     for (int64_t words = 0; decided != NOWHERE; decided = nodes_[decided].parent)
         if (!in_word(nodes_[decided]) && words++ == options_.horizon) break;
     if (decided == NOWHERE) return;
-    stays_ = beam_;
-    staying_.assign(beam_.size(), 0);
-    fresh_.clear();
+    scratch_ = &scratch_of_thread_;
+    scratch_->stays = beam_;
+    scratch_->staying.assign(beam_.size(), 0);
+    scratch_->fresh.clear();
     for (size_t slot = 0; slot < beam_.size(); ++slot) {
         int32_t node = beam_[slot].node;
         while (node > decided) node = nodes_[node].parent;  // parents stand before their children
         if (node != decided) continue;
-        staying_[slot] = 1;
-        fresh_.push_back(beam_[slot]);
+        scratch_->staying[slot] = 1;
+        scratch_->fresh.push_back(beam_[slot]);
     }
     account();
 }
 
 double Search::acoustic(const Paths& paths) const {
     return std::log(paths.total) + log_scale_ - bonus(nodes_[paths.node]);
-}
-
-// Of a character model: the score of a word without the space that `complete` expects after it.
-Search::Record Search::closed(int32_t node) const {
-    Record record = records_[nodes_[node].context];
-    ++record.count;
-    return record;
 }
 
 std::string Search::spelled(int32_t node) const {
@@ -152,7 +147,7 @@ std::string Search::spelled(int32_t node) const {
 }
 
 // The words from the root to the node, timed by a path. A word keeps what its letters and the place before it kept.
-std::vector<Word> Search::words_of(int32_t node, int32_t cell, int64_t end) const {
+std::vector<Word> Search::words_of(int32_t node, int32_t cell, int32_t end) const {
     std::vector<Word> words;
     bool open = false;
     for (; node != root_; node = nodes_[node].parent) {
@@ -174,15 +169,14 @@ std::vector<Word> Search::words_of(int32_t node, int32_t cell, int64_t end) cons
     return words;
 }
 
-Search::Ending Search::ending(int32_t node, const Record& record, double boost, double log_sum,
-                              const Paths& paths) const {
+Search::Ending Search::ending(int32_t node, const Record& record, double log_sum, const Paths& paths) const {
     Ending ending;
     ending.words = words_of(node, paths.cell(), paths.end());
     ending.acoustic_score = log_sum;
     ending.lm_score = record.lm_score;
-    ending.word_score = options_.beta * static_cast<double>(record.count);
-    ending.boost_score = boost;
-    ending.score = log_sum + options_.alpha * record.lm_score + ending.word_score + boost;
+    ending.word_score = options_.beta * record.count;
+    ending.boost_score = record.boost;
+    ending.score = log_sum + options_.alpha * record.lm_score + ending.word_score + record.boost;
     ending.kept = committed_kept_;
     for (int32_t above = node;; above = nodes_[above].parent) {
         ending.kept *= nodes_[above].kept;

@@ -37,10 +37,9 @@ class LanguageModel {
     uint32_t unit(int32_t symbol) const { return units_[static_cast<size_t>(symbol)]; }
     const Trie* lexicon() const { return lexicon_.get(); }
     // The most that ln P of an unfinished word can come to, by its probability without context: of a word that begins
-    // like a node of the lexicon, and of a word outside it, for which `offset` is added.
+    // like a node of the lexicon, or of any other. `offset` is added for an unknown word.
     double bound(int32_t node, double offset) const {
-        const double unknown = unknown_ + offset;
-        return node == NOWHERE ? unknown : std::max(unknown, lexicon_->best(node));
+        return node == NOWHERE ? unknown_ + offset : std::max(unknown_ + offset, lexicon_->best(node));
     }
 
     // exp(alpha * bound) of each node. Streams with the same settings share it.

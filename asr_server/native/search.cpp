@@ -23,9 +23,12 @@ std::string number(double value) {
 
 }  // namespace
 
+thread_local Search::Scratch Search::scratch_of_thread_;
+
 Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageModel> model,
                std::shared_ptr<const HotWords> hot_words)
     : options_(options), labels_(std::move(labels)), model_(std::move(model)), hot_words_(std::move(hot_words)) {
+    scratch_ = &scratch_of_thread_;
     space_ = NOWHERE;
     for (size_t symbol = 1; symbol < labels_.size(); ++symbol)
         if (labels_[symbol] == " ") space_ = static_cast<int32_t>(symbol);
@@ -33,17 +36,18 @@ Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageMod
     if (options_.lookahead && lexicon_ && options_.alpha > 0) {
         weights_ = model_->weights(options_.alpha, options_.unknown_word_offset);
         unknown_weight_ = std::exp(options_.alpha * model_->bound(NOWHERE, options_.unknown_word_offset));
+        hot_weight_ = std::exp(options_.alpha * model_->bound(NOWHERE, 0));
     }
-    plain_letters_ = !weights_ && !options_.lexicon && !hot_words_ && !(model_ && model_->characters());
+    spells_ = model_ && model_->characters();
+    plain_letters_ = !lexicon_ && !hot_words_ && !spells_;
     prune_ = std::exp(options_.beam_prune_log_prob);
     word_worth_ = std::exp(options_.beta);
 
-    Record start{0, 0, 1, {}};
+    Record start{0, 0, 1, 0, {}};
     if (model_) start.state = model_->begin();
     const Child silence{lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE,
                         hot_words_ ? hot_words_->begin() : 0, 1, 1};
-    create(-1, space_, silence);
-    nodes_[0].context = add_record(start);
+    create(NOWHERE, space_, silence, add_record(start));
     Paths paths;
     paths.node = 0;
     paths.total = paths.blank = paths.best_blank = 1;
@@ -55,8 +59,9 @@ Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageMod
 
 template <typename Real>
 void Search::advance(const Real* log_probs, size_t frames) {
+    scratch_ = &scratch_of_thread_;
     const size_t symbols = labels_.size();
-    probabilities_.resize(std::max<size_t>(frames, 1) * symbols);
+    scratch_->probabilities.resize(std::max<size_t>(frames, 1) * symbols);
     for (size_t frame = 0; frame < frames; ++frame) {
         double sum = 0, highest = -std::numeric_limits<double>::infinity();
         for (size_t i = frame * symbols; i < (frame + 1) * symbols; ++i) {
@@ -64,7 +69,7 @@ void Search::advance(const Real* log_probs, size_t frames) {
             if (std::isnan(value))
                 throw std::invalid_argument("log probabilities hold NaN, first in frame " + std::to_string(frame));
             highest = std::max(highest, value);
-            sum += probabilities_[i] = std::exp(value);
+            sum += scratch_->probabilities[i] = std::exp(value);
         }
         if (highest > ROUNDING)
             throw std::invalid_argument("log probabilities reach " + number(highest) + " in frame " +
@@ -74,9 +79,9 @@ void Search::advance(const Real* log_probs, size_t frames) {
                                         number(sum) + ", not to 1: apply log_softmax");
         // Symbols below the threshold are passed over, except the likeliest and the blank.
         for (size_t i = frame * symbols + 1; i < (frame + 1) * symbols; ++i)
-            if (log_probs[i] < options_.token_min_log_prob && log_probs[i] < highest) probabilities_[i] = 0;
+            if (log_probs[i] < options_.token_min_log_prob && log_probs[i] < highest) scratch_->probabilities[i] = 0;
     }
-    for (size_t frame = 0; frame < frames; ++frame) step(probabilities_.data() + frame * symbols);
+    for (size_t frame = 0; frame < frames; ++frame) step(scratch_->probabilities.data() + frame * symbols);
 }
 
 template void Search::advance(const float*, size_t);
@@ -88,9 +93,9 @@ void Search::step(const double* probabilities) {
     rank_symbols(probabilities);
     stay(probabilities);
     extend(probabilities);
-    select();
-    if (!candidates_.empty()) {  // else no prefix can go on: the frame says nothing and only time passes
-        rebuild(probabilities);
+    const std::vector<Candidate>& best = scratch_->shortlist.best();
+    if (!best.empty()) {  // else no prefix can go on: the frame says nothing and only time passes
+        rebuild(best, probabilities);
         // A best path falls ever further behind the sum that it is in, so the two are scaled apart.
         const int exponent = std::ilogb(beam_[0].total);
         const double factor = std::ldexp(1.0, -exponent);
@@ -109,24 +114,24 @@ void Search::step(const double* probabilities) {
 }
 
 void Search::rank_symbols(const double* probabilities) {
-    ranked_.clear();
+    scratch_->ranked.clear();
     for (size_t symbol = 1; symbol < labels_.size(); ++symbol)
         if (probabilities[symbol] > 0 && static_cast<int32_t>(symbol) != space_)
-            ranked_.emplace_back(probabilities[symbol], static_cast<int32_t>(symbol));
-    std::sort(ranked_.begin(), ranked_.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+            scratch_->ranked.emplace_back(probabilities[symbol], static_cast<int32_t>(symbol));
+    std::sort(scratch_->ranked.begin(), scratch_->ranked.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
 }
 
 // Every prefix can stay what it is: by a blank, by its last symbol going on, and by its parent growing into it.
 void Search::stay(const double* probabilities) {
     const size_t words = (labels_.size() + 63) / 64;
     const double blank = probabilities[BLANK];
-    taken_.assign(beam_.size() * words, 0);
-    stays_.resize(beam_.size());
+    scratch_->taken.assign(beam_.size() * words, 0);
+    scratch_->stays.resize(beam_.size());
     double lowest = std::numeric_limits<double>::infinity(), highest = 0;
     for (size_t slot = 0; slot < beam_.size(); ++slot) {
         const Paths& from = beam_[slot];
         const Node& node = nodes_[from.node];
-        Paths& to = stays_[slot];
+        Paths& to = scratch_->stays[slot];
         to = from;
         to.blank = from.total * blank;
         to.best_blank = from.best() * blank;
@@ -146,7 +151,7 @@ void Search::stay(const double* probabilities) {
         }
         const int32_t above = node.parent < 0 ? -1 : nodes_[node.parent].slot;
         if (above >= 0) {
-            taken_[above * words + node.symbol / 64] |= uint64_t{1} << (node.symbol % 64);
+            scratch_->taken[above * words + node.symbol / 64] |= uint64_t{1} << (node.symbol % 64);
             const Paths& parent = beam_[above];
             const bool same = nodes_[parent.node].symbol == node.symbol;
             const double factor = probabilities[node.symbol] * node.gain;
@@ -154,7 +159,7 @@ void Search::stay(const double* probabilities) {
             const double best = (same ? parent.best_blank : parent.best()) * factor;
             if (best > to.best_label) {
                 const int32_t cell = same ? parent.blank_cell : parent.cell();
-                const int64_t end = same ? parent.blank_end : parent.end();
+                const int32_t end = same ? parent.blank_end : parent.end();
                 to.best_label = best;
                 to.label_cell = node.symbol == space_ ? cell : extended(cell, end);
                 to.label_end = node.symbol == space_ ? end : frame_ + 1;
@@ -164,165 +169,37 @@ void Search::stay(const double* probabilities) {
         lowest = std::min(lowest, to.total);
         highest = std::max(highest, to.total);
     }
-    // What no candidate below can displace any more.
-    floor_ = highest * prune_;
-    if (beam_.size() >= static_cast<size_t>(options_.beam_width)) floor_ = std::max(floor_, lowest);
-    candidates_.clear();
-    for (size_t slot = 0; slot < stays_.size(); ++slot)
-        if (stays_[slot].total > 0) candidates_.push_back({stays_[slot].total, static_cast<int32_t>(slot), STAY});
-}
-
-// The gain of a letter, 0 where the lexicon forbids it. This is where a search spends its time.
-inline double Search::letter_gain(const Node& parent, int32_t symbol) const {
-    if (plain_letters_) return 1;
-    if (weights_ && !hot_words_ && !options_.lexicon) {  // the usual case, and `letter` in short
-        const int32_t beginning = lexicon_->child(parent.lexicon, symbol);
-        return (beginning == NOWHERE ? unknown_weight_ : (*weights_)[beginning]) * parent.scale;
-    }
-    Child child;
-    return letter(parent, symbol, child) ? child.gain : 0;
-}
-
-void Search::extend(const double* probabilities) {
-    const double space_probability = space_ == NOWHERE ? 0 : probabilities[space_];
-    const size_t words = (labels_.size() + 63) / 64;
-    for (size_t slot = 0; slot < beam_.size(); ++slot) {
-        const Paths& from = beam_[slot];
-        const Node& node = nodes_[from.node];
-        const auto is_taken = [&](int32_t symbol) {
-            return (taken_[slot * words + symbol / 64] >> (symbol % 64)) & 1;
-        };
-        const double reach = from.total * headroom(node, NOWHERE);
-        for (const auto& [probability, symbol] : ranked_) {
-            if (reach * probability < floor_) break;
-            if (is_taken(symbol)) continue;
-            const double sum = (symbol == node.symbol ? from.blank : from.total) * probability;
-            consider(slot, symbol, sum * letter_gain(node, symbol));
-        }
-        if (space_probability > 0 && node.symbol != space_ && !is_taken(space_)) {
-            const double sum = from.total * space_probability;
-            Child child;
-            if (sum * headroom(node, space_) >= floor_ && space(from.node, child))
-                consider(slot, space_, sum * child.gain);
-        }
-    }
-}
-
-void Search::consider(size_t slot, int32_t symbol, double rank) {
-    if (rank < floor_ || rank <= 0) return;
-    candidates_.push_back({rank, static_cast<int32_t>(slot), symbol});
+    // Below the floor no candidate can displace one of these, or is too far behind the best of them.
     const auto width = static_cast<size_t>(options_.beam_width);
-    if (candidates_.size() >= 2 * width + 64) {
-        std::nth_element(candidates_.begin(), candidates_.begin() + (width - 1), candidates_.end(),
-                         [](const Candidate& a, const Candidate& b) { return a.rank > b.rank; });
-        floor_ = std::max(floor_, candidates_[width - 1].rank);
-        candidates_.resize(width);
-    }
+    const double full = beam_.size() >= width ? lowest : 0;
+    const double likeliest = scratch_->ranked.empty() ? 0 : beam_[0].total * scratch_->ranked[0].first;
+    Shortlist& shortlist = scratch_->shortlist;
+    shortlist.begin(width, std::max(highest * prune_, full), std::max(highest, likeliest));
+    for (size_t slot = 0; slot < beam_.size(); ++slot)
+        shortlist.add(scratch_->stays[slot].total, static_cast<int32_t>(slot), STAY);
 }
 
-// The best `beam_width` of the candidates that are not too far behind the best one, best first.
-void Search::select() {
-    const auto by_rank = [](const Candidate& a, const Candidate& b) { return a.rank > b.rank; };
-    const auto width = static_cast<size_t>(options_.beam_width);
-    if (candidates_.size() > width) {
-        std::nth_element(candidates_.begin(), candidates_.begin() + (width - 1), candidates_.end(), by_rank);
-        candidates_.resize(width);
-    }
-    std::sort(candidates_.begin(), candidates_.end(), by_rank);
-    if (candidates_.empty()) return;
-    const double lowest = candidates_[0].rank * prune_;
-    while (candidates_.back().rank < lowest) candidates_.pop_back();
+// The weight of an unfinished word, by its likeliest ending.
+inline double Search::weight(int32_t lexicon, int32_t hot_lexicon) const {
+    if (!weights_) return 1;
+    if (lexicon != NOWHERE) return (*weights_)[lexicon];
+    return hot_lexicon == NOWHERE ? unknown_weight_ : hot_weight_;
 }
 
-// The beam of the candidates, and what was lost with the prefixes that left it.
-void Search::rebuild(const double* probabilities) {
-    staying_.assign(stays_.size(), 0);
-    fresh_.clear();
-    for (const Candidate& candidate : candidates_) {
-        if (candidate.symbol == STAY) {
-            staying_[candidate.slot] = 1;
-            fresh_.push_back(stays_[candidate.slot]);
-        } else {
-            fresh_.push_back(grown(candidate, probabilities));
-        }
-    }
-    account();
-}
-
-Search::Paths Search::grown(const Candidate& candidate, const double* probabilities) {
-    const Paths& from = beam_[candidate.slot];
-    const int32_t symbol = candidate.symbol;
-    int32_t node = find(from.node, symbol);
-    if (node == NOWHERE) {
-        Child child;
-        child_of(from.node, symbol, child);
-        node = create(from.node, symbol, child);
-    }
-    enter(node);
-    const bool same = nodes_[from.node].symbol == symbol;
-    const int32_t cell = same ? from.blank_cell : from.cell();
-    const int64_t end = same ? from.blank_end : from.end();
-    Paths to;
-    to.node = node;
-    to.total = to.label = candidate.rank;
-    to.best_label = (same ? from.best_blank : from.best()) * probabilities[symbol] * nodes_[node].gain;
-    to.label_cell = symbol == space_ ? cell : extended(cell, end);
-    to.label_end = symbol == space_ ? end : frame_ + 1;
-    to.blank_cell = to.label_cell;  // no path yet, but the letters of one
-    to.blank_end = to.label_end;
-    return to;
-}
-
-// `fresh_` becomes the beam in place of `stays_`, of which those that are `staying_` are in it.
-//
-// A prefix that falls out of the beam takes its share of the probability from the texts that go on without it: the
-// node where it branched off from those keeps that much less. That is what a confidence is later made of.
-void Search::account() {
-    double mass = 0;
-    for (size_t slot = 0; slot < stays_.size(); ++slot) {
-        if (staying_[slot]) continue;
-        mass += stays_[slot].total;
-        nodes_[stays_[slot].node].slot = -1;
-        leave(stays_[slot].node);
-    }
-    for (size_t slot = 0; slot < fresh_.size(); ++slot) {
-        mass += fresh_[slot].total;
-        nodes_[fresh_[slot].node].slot = static_cast<int32_t>(slot);
-    }
-    for (size_t slot = 0; slot < stays_.size(); ++slot) {
-        if (staying_[slot]) continue;
-        int32_t node = stays_[slot].node;
-        if (nodes_[node].live) continue;  // longer texts go on from it: they agree with it
-        while (!nodes_[node].live) node = nodes_[node].parent;
-        nodes_[node].kept *= 1 - stays_[slot].total / mass;
-    }
-    beam_.swap(fresh_);
-}
-
-// ---- The tree ------------------------------------------------------------------------------------------------------
-
-// False where the lexicon forbids it.
-bool Search::child_of(int32_t node, int32_t symbol, Child& child) {
-    return symbol == space_ ? space(node, child) : letter(nodes_[node], symbol, child);
-}
-
-bool Search::letter(const Node& parent, int32_t symbol, Child& child) const {
+// False where the lexicon forbids the letter.
+inline bool Search::letter(const Node& parent, int32_t symbol, Child& child) const {
     child = {NOWHERE, NOWHERE, 0, 1, 1};
+    if (plain_letters_) return true;
     if (lexicon_) child.lexicon = lexicon_->child(parent.lexicon, symbol);
-    if (hot_words_) child.hot_lexicon = hot_words_->words().child(parent.hot_lexicon, symbol);
+    if (parent.hot_lexicon != NOWHERE) child.hot_lexicon = hot_words_->words().child(parent.hot_lexicon, symbol);
     if (options_.lexicon && child.lexicon == NOWHERE && child.hot_lexicon == NOWHERE) return false;
-    if (weights_) {
-        if (child.hot_lexicon != NOWHERE)
-            child.weight = std::exp(options_.alpha * model_->bound(child.lexicon, unknown_offset(child.hot_lexicon)));
-        else
-            child.weight = child.lexicon == NOWHERE ? unknown_weight_ : (*weights_)[child.lexicon];
-    }
-    if (hot_words_) {
+    child.weight = weight(child.lexicon, child.hot_lexicon);
+    if (parent.hot != 0) {  // else no phrase is being spelled, and none begins within a word
         child.hot = hot_words_->step(parent.hot, symbol);
         child.weight *= hot_words_->weight(child.hot);
     }
     child.gain = child.weight * parent.scale;
-    if (model_ && model_->characters()) {
+    if (spells_) {
         LanguageModel::State after;
         const double score = model_->score(records_[parent.context].state, model_->unit(symbol), after);
         child.gain *= std::exp(options_.alpha * score);
@@ -330,16 +207,127 @@ bool Search::letter(const Node& parent, int32_t symbol, Child& child) const {
     return true;
 }
 
-bool Search::space(int32_t node, Child& child) {
-    if (!may_end(nodes_[node])) return false;
-    const Record& record = records_[complete(node)];
-    child = {lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE, 0, 1, record.gain};
-    if (hot_words_) {
-        child.hot = hot_words_->step(nodes_[node].hot, space_);
-        child.weight = hot_words_->weight(child.hot);
-        child.gain *= child.weight * hot_words_->worth(child.hot);
+void Search::extend(const double* probabilities) {
+    const double space_probability = space_ == NOWHERE ? 0 : probabilities[space_];
+    const size_t words = (labels_.size() + 63) / 64;
+    Shortlist& shortlist = scratch_->shortlist;
+    scratch_->completed.resize(beam_.size());
+    scratch_->is_completed.assign(beam_.size(), 0);
+    for (size_t slot = 0; slot < beam_.size(); ++slot) {
+        const Paths& from = beam_[slot];
+        const Node& node = nodes_[from.node];
+        const uint64_t* taken = scratch_->taken.data() + slot * words;
+        const auto is_taken = [&](int32_t symbol) { return (taken[symbol / 64] >> (symbol % 64)) & 1; };
+        const double reach = from.total * headroom(node, NOWHERE);
+        Child child;
+        for (const auto& [probability, symbol] : scratch_->ranked) {
+            if (reach * probability < shortlist.floor()) break;
+            if (is_taken(symbol) || !letter(node, symbol, child)) continue;
+            const double sum = (symbol == node.symbol ? from.blank : from.total) * probability;
+            shortlist.add(sum * child.gain, static_cast<int32_t>(slot), symbol);
+        }
+        if (space_probability == 0 || node.symbol == space_ || is_taken(space_)) continue;
+        const double sum = from.total * space_probability;
+        if (sum * headroom(node, space_) >= shortlist.floor() && space(slot, child))
+            shortlist.add(sum * child.gain, static_cast<int32_t>(slot), space_);
     }
-    child.gain *= nodes_[node].scale;
+}
+
+// The beam of the candidates, and what was lost with the prefixes that left it.
+void Search::rebuild(const std::vector<Candidate>& best, const double* probabilities) {
+    scratch_->staying.assign(beam_.size(), 0);
+    scratch_->fresh.clear();
+    const double lowest = best[0].rank * prune_;
+    for (const Candidate& candidate : best) {
+        if (candidate.rank < lowest) continue;
+        if (candidate.symbol == STAY) {
+            scratch_->staying[candidate.slot] = 1;
+            scratch_->fresh.push_back(scratch_->stays[candidate.slot]);
+        } else {
+            scratch_->fresh.push_back(grown(candidate, probabilities));
+        }
+    }
+    account();
+}
+
+Search::Paths Search::grown(const Candidate& candidate, const double* probabilities) {
+    const auto slot = static_cast<size_t>(candidate.slot);
+    const Paths& from = beam_[slot];
+    const int32_t symbol = candidate.symbol;
+    int32_t node = find(from.node, symbol);
+    if (node == NOWHERE) {
+        Child child;
+        int32_t context = nodes_[from.node].context;
+        if (symbol != space_) {
+            letter(nodes_[from.node], symbol, child);
+            if (spells_) context = add_record(spelled_on(context, symbol));
+        } else {
+            space(slot, child);
+            if (!scratch_->is_completed[slot]) scratch_->completed[slot] = completed(from.node);
+            context = add_record(scratch_->completed[slot]);
+            child.gain *= records_[context].gain / nodes_[from.node].space_gain;  // in double precision
+        }
+        node = create(from.node, symbol, child, context);
+    }
+    enter(node);
+    const bool same = nodes_[from.node].symbol == symbol;
+    const double factor = probabilities[symbol] * nodes_[node].gain;
+    const int32_t cell = same ? from.blank_cell : from.cell();
+    const int32_t end = same ? from.blank_end : from.end();
+    Paths to;
+    to.node = node;
+    to.total = to.label = (same ? from.blank : from.total) * factor;
+    to.best_label = (same ? from.best_blank : from.best()) * factor;
+    to.label_cell = symbol == space_ ? cell : extended(cell, end);
+    to.label_end = symbol == space_ ? end : frame_ + 1;
+    to.blank_cell = to.label_cell;  // no path yet, but the letters of one
+    to.blank_end = to.label_end;
+    return to;
+}
+
+// `scratch_->fresh` becomes the beam in place of `scratch_->stays`, of which those that are `scratch_->staying` are in it.
+//
+// A prefix that falls out of the beam takes its share of the probability from the texts that go on without it: the
+// node where it branched off from those keeps that much less. That is what a confidence is later made of.
+void Search::account() {
+    double mass = 0;
+    for (size_t slot = 0; slot < scratch_->stays.size(); ++slot) {
+        if (scratch_->staying[slot]) continue;
+        mass += scratch_->stays[slot].total;
+        nodes_[scratch_->stays[slot].node].slot = -1;
+        leave(scratch_->stays[slot].node);
+    }
+    for (size_t slot = 0; slot < scratch_->fresh.size(); ++slot) {
+        mass += scratch_->fresh[slot].total;
+        nodes_[scratch_->fresh[slot].node].slot = static_cast<int32_t>(slot);
+    }
+    for (size_t slot = 0; slot < scratch_->stays.size(); ++slot) {
+        if (scratch_->staying[slot]) continue;
+        int32_t node = scratch_->stays[slot].node;
+        if (nodes_[node].live) continue;  // longer texts go on from it: they agree with it
+        while (!nodes_[node].live) node = nodes_[node].parent;
+        nodes_[node].kept *= static_cast<float>(1 - scratch_->stays[slot].total / mass);
+    }
+    beam_.assign(scratch_->fresh.begin(), scratch_->fresh.end());
+}
+
+// ---- The tree ------------------------------------------------------------------------------------------------------
+
+// False within a word of the lexicon.
+bool Search::space(size_t slot, Child& child) {
+    Node& node = nodes_[beam_[slot].node];
+    if (!may_end(node)) return false;
+    if (node.space_gain == UNASKED) {
+        scratch_->completed[slot] = completed(beam_[slot].node);
+        scratch_->is_completed[slot] = 1;
+        node.space_gain = static_cast<float>(scratch_->completed[slot].gain);
+    }
+    child = {lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE, 0, 1, node.space_gain * node.scale};
+    if (hot_words_) {
+        child.hot = hot_words_->step(node.hot, space_);
+        child.weight = hot_words_->weight(child.hot);
+        child.gain *= child.weight;
+    }
     return true;
 }
 
@@ -352,18 +340,12 @@ double Search::headroom(const Node& node, int32_t symbol) const {
     return phrases * weight * std::max(1.0, word_worth_);
 }
 
-// Hot words are no unknown words.
-double Search::unknown_offset(int32_t hot_lexicon) const {
-    return hot_lexicon == NOWHERE ? options_.unknown_word_offset : 0;
-}
-
 // What is multiplied into the sums of a prefix, as a logarithm.
 double Search::bonus(const Node& node) const {
     const Record& record = records_[node.context];
-    double bonus = options_.alpha * record.lm_score + options_.beta * static_cast<double>(record.count) + node.boost;
+    double bonus = options_.alpha * record.lm_score + options_.beta * record.count + record.boost;
     if (hot_words_) bonus += hot_words_->potential(node.hot);
-    if (weights_ && in_word(node))
-        bonus += options_.alpha * model_->bound(node.lexicon, unknown_offset(node.hot_lexicon));
+    if (weights_ && in_word(node)) bonus += std::log(weight(node.lexicon, node.hot_lexicon));
     return bonus;
 }
 
@@ -373,43 +355,47 @@ int32_t Search::find(int32_t parent, int32_t symbol) const {
     return child;
 }
 
-int32_t Search::create(int32_t parent, int32_t symbol, const Child& child) {
+int32_t Search::create(int32_t parent, int32_t symbol, const Child& child, int32_t context) {
     const auto index = static_cast<int32_t>(nodes_.size());
-    Node node{};
+    Node node;
     node.parent = parent;
-    node.first_child = NOWHERE;
-    node.next_sibling = NOWHERE;
-    node.symbol = symbol;
+    node.symbol = static_cast<int16_t>(symbol);
+    node.context = context;
     node.lexicon = child.lexicon;
     node.hot_lexicon = child.hot_lexicon;
     node.hot = child.hot;
     node.scale = 1 / child.weight;
     node.gain = child.gain;
-    if (parent >= 0) {
+    if (parent != NOWHERE) {
         node.next_sibling = nodes_[parent].first_child;
         nodes_[parent].first_child = index;
-        node.boost = nodes_[parent].boost + (hot_words_ ? hot_words_->gained(child.hot) : 0);
-        node.context = symbol == space_ ? complete(parent) : nodes_[parent].context;
-        if (symbol != space_ && model_ && model_->characters()) {
-            Record record = records_[node.context], after = record;
-            after.lm_score += model_->score(record.state, model_->unit(symbol), after.state);
-            node.context = add_record(after);
-        }
     }
     nodes_.push_back(node);
     return index;
 }
 
+// Of a character model: the record after one more letter.
+Search::Record Search::spelled_on(int32_t context, int32_t symbol) const {
+    const Record& before = records_[context];
+    Record after = before;
+    after.lm_score += model_->score(before.state, model_->unit(symbol), after.state);
+    return after;
+}
+
 // The record in which the last word of a prefix is completed, as if a space came next.
-int32_t Search::complete(int32_t index) {
+Search::Record Search::completed(int32_t index) const {
     const Node& node = nodes_[index];
-    if (!in_word(node)) return node.context;
-    if (node.completed != -1) return node.completed;
     const Record& before = records_[node.context];
-    Record record{before.lm_score, before.count + 1, word_worth_, before.state};
+    if (!in_word(node)) return before;
+    Record record{before.lm_score, before.boost, word_worth_, before.count + 1, before.state};
+    if (hot_words_) {
+        const int32_t after = hot_words_->step(node.hot, space_);
+        record.boost += hot_words_->gained(after);
+        record.gain *= hot_words_->worth(after);
+    }
     if (model_) {
         double score = 0;
-        if (model_->characters()) {
+        if (spells_) {
             score = model_->score(before.state, model_->unit(space_), record.state);
         } else {
             // With a word list, what is not in it is unknown; UNLISTED is in it, but not in the model.
@@ -421,9 +407,7 @@ int32_t Search::complete(int32_t index) {
         record.lm_score += score;
         record.gain *= std::exp(options_.alpha * score);
     }
-    const int32_t added = add_record(record);
-    nodes_[index].completed = added;
-    return added;
+    return record;
 }
 
 int32_t Search::add_record(const Record& record) {
@@ -438,7 +422,7 @@ bool Search::may_end(const Node& node) const {
 }
 
 // A path's letters with one more, which begins in this frame.
-int32_t Search::extended(int32_t cell, int64_t end) {
+int32_t Search::extended(int32_t cell, int32_t end) {
     const int32_t depth = cell == NOWHERE ? committed_depth_ : cells_[cell].depth;
     cells_.push_back({cell, depth + 1, frame_, end});
     return static_cast<int32_t>(cells_.size()) - 1;
@@ -458,7 +442,8 @@ void Search::leave(int32_t node) {
 // Keeps what the beam reaches: its nodes up to the root, their records, and the cells of its paths. Everything keeps
 // its order, so parents stay before their children.
 void Search::sweep() {
-    std::vector<int32_t> place(nodes_.size(), NOWHERE);
+    std::vector<int32_t>& place = scratch_->node_place;
+    place.assign(nodes_.size(), NOWHERE);
     int32_t count = 0;
     for (size_t i = static_cast<size_t>(root_); i < nodes_.size(); ++i) {
         if (!nodes_[i].live) continue;
@@ -467,15 +452,12 @@ void Search::sweep() {
     }
     nodes_.resize(static_cast<size_t>(count));
     root_ = 0;
-    std::vector<int32_t> record_place(records_.size(), NOWHERE);
-    const auto keep = [&](int32_t record) {
-        if (record != NOWHERE) record_place[record] = 0;
-    };
+    std::vector<int32_t>& record_place = scratch_->record_place;
+    record_place.assign(records_.size(), NOWHERE);
     for (Node& node : nodes_) {
         node.parent = node.parent < 0 ? node.parent : place[node.parent];
         node.first_child = NOWHERE;
-        keep(node.context);
-        keep(node.completed);
+        record_place[node.context] = 0;
     }
     nodes_[0].parent = -1;
     for (int32_t i = count - 1; i > 0; --i) {
@@ -490,13 +472,11 @@ void Search::sweep() {
         records_[records++] = records_[i];
     }
     records_.resize(static_cast<size_t>(records));
-    for (Node& node : nodes_) {
-        node.context = record_place[node.context];
-        if (node.completed != NOWHERE) node.completed = record_place[node.completed];
-    }
+    for (Node& node : nodes_) node.context = record_place[node.context];
     for (Paths& paths : beam_) paths.node = place[paths.node];
 
-    std::vector<int32_t> cell_place(cells_.size(), NOWHERE);
+    std::vector<int32_t>& cell_place = scratch_->cell_place;
+    cell_place.assign(cells_.size(), NOWHERE);
     for (const Paths& paths : beam_)
         for (const int32_t cell : {paths.blank_cell, paths.label_cell})
             if (cell != NOWHERE) cell_place[cell] = 0;
@@ -520,16 +500,14 @@ void Search::sweep() {
         for (int32_t* cell : {&paths.blank_cell, &paths.label_cell})
             if (*cell != NOWHERE) *cell = cell_place[*cell];
 
-    const size_t room = 16 * static_cast<size_t>(std::min<int64_t>(options_.beam_width, 4096)) + 256;
-    full_nodes_ = 2 * nodes_.size() + room;
-    full_cells_ = 2 * cells_.size() + room;
+    const size_t room = 4 * static_cast<size_t>(std::min<int64_t>(options_.beam_width, 4096)) + 128;
+    full_nodes_ = nodes_.size() + room;
+    full_cells_ = cells_.size() + room;
 }
 
 size_t Search::bytes() const {
     return nodes_.capacity() * sizeof(Node) + records_.capacity() * sizeof(Record) + cells_.capacity() * sizeof(Cell) +
-           (beam_.capacity() + stays_.capacity() + fresh_.capacity()) * sizeof(Paths) +
-           candidates_.capacity() * sizeof(Candidate) + (taken_.capacity() + probabilities_.capacity()) * 8 +
-           staying_.capacity() + ranked_.capacity() * sizeof(ranked_[0]);
+           beam_.capacity() * sizeof(Paths);
 }
 
 }  // namespace earsight

@@ -20,6 +20,7 @@
 #include "hot_words.hpp"
 #include "language_model.hpp"
 #include "options.hpp"
+#include "shortlist.hpp"
 
 namespace earsight {
 
@@ -49,33 +50,34 @@ class Search {
     void advance(const Real* log_probs, size_t frames);
 
     Hypothesis best() const;
-    std::vector<Hypothesis> finish();  // writes nothing but its cache of language model scores
+    std::vector<Hypothesis> finish() const;
     std::vector<Word> take_committed();
 
     size_t symbols() const { return labels_.size(); }
     size_t bytes() const;  // held by the stream
 
   private:
-    // A prefix of the tree. Parents stand before their children in the array.
-    struct Node {
-        int32_t parent, first_child, next_sibling;
-        int32_t symbol;
-        int32_t slot = -1;       // its place in the beam
-        int32_t live = 0;        // 1 for being in the beam, and 1 for each child that is live
-        int32_t context;         // the record of the completed words
-        int32_t completed = -1;  // the record in which the last word is completed, too, once that was needed
-        int32_t lexicon, hot_lexicon, hot;
-        double boost = 0;  // of the hot words completed so far
-        double scale;      // 1 / the weight of its unfinished word and phrase
-        double gain;       // the factor between its sums and its parent's, besides the probability of its symbol
-        double kept = 1;   // the share that was not lost to prefixes that branched off here and fell out of the beam
+    // A prefix of the tree, in one cache line. Parents stand before their children in the array.
+    struct alignas(64) Node {
+        int32_t parent = NOWHERE, first_child = NOWHERE, next_sibling = NOWHERE;
+        int32_t slot = -1;                // its place in the beam
+        int32_t context = 0;              // the record of the completed words
+        int32_t lexicon, hot_lexicon, hot;  // where its last word stands in the word lists, and the text among phrases
+        int16_t symbol;
+        uint16_t live = 0;  // 1 for being in the beam, and 1 for each child that is live
+        double scale;       // 1 / the weight of its unfinished word and phrase
+        double gain;        // the factor between its sums and its parent's, besides the probability of its symbol
+        float space_gain = UNASKED;  // what the last word is worth when it is completed, once that was needed
+        float kept = 1;  // the share that was not lost to prefixes that branched off here and fell out of the beam
     };
+    static constexpr float UNASKED = -1;
 
     // The completed words of a prefix.
     struct Record {
         double lm_score;
-        int64_t count;
-        double gain;  // the factor that the last word is worth
+        double boost;  // of the hot words
+        double gain;   // the factor that the last of them is worth
+        int32_t count;
         LanguageModel::State state;
     };
 
@@ -83,27 +85,21 @@ class Search {
     struct Cell {
         int32_t before;
         int32_t depth;  // letters up to and with this one, since the stream began
-        int64_t start, before_end;
+        int32_t start, before_end;
     };
 
     // All paths of a prefix: the sums by how they end, and of each its best path.
-    struct Paths {
+    struct alignas(64) Paths {
         double total = 0, blank = 0, label = 0;
         double best_blank = 0, best_label = 0;
-        int32_t node = -1;
-        int32_t blank_cell = -1, label_cell = -1;
-        int64_t blank_end = 0, label_end = 0;
+        int32_t node = NOWHERE;
+        int32_t blank_cell = NOWHERE, label_cell = NOWHERE;
+        int32_t blank_end = 0, label_end = 0;
 
         double best() const { return std::max(best_blank, best_label); }
         bool best_is_blank() const { return best_blank >= best_label; }
         int32_t cell() const { return best_is_blank() ? blank_cell : label_cell; }
-        int64_t end() const { return best_is_blank() ? blank_end : label_end; }
-    };
-
-    struct Candidate {
-        double rank;
-        int32_t slot;
-        int32_t symbol;  // STAY, or what makes the prefix longer
+        int32_t end() const { return best_is_blank() ? blank_end : label_end; }
     };
 
     // What a prefix becomes by one more symbol.
@@ -119,51 +115,48 @@ class Search {
     void rank_symbols(const double* probabilities);
     void stay(const double* probabilities);
     void extend(const double* probabilities);
-    void consider(size_t slot, int32_t symbol, double rank);
-    void select();
-    void rebuild(const double* probabilities);
+    void rebuild(const std::vector<Candidate>& best, const double* probabilities);
     Paths grown(const Candidate& candidate, const double* probabilities);
     void account();
     void give_up_rivals();
 
-    bool child_of(int32_t node, int32_t symbol, Child& child);
     bool letter(const Node& parent, int32_t symbol, Child& child) const;
-    bool space(int32_t node, Child& child);
-    double letter_gain(const Node& parent, int32_t symbol) const;
+    bool space(size_t slot, Child& child);
     double headroom(const Node& node, int32_t symbol) const;
-    double unknown_offset(int32_t hot_lexicon) const;
+    double weight(int32_t lexicon, int32_t hot_lexicon) const;
     double bonus(const Node& node) const;
     int32_t find(int32_t parent, int32_t symbol) const;
-    int32_t create(int32_t parent, int32_t symbol, const Child& child);
-    int32_t complete(int32_t node);
-    Record closed(int32_t node) const;
+    int32_t create(int32_t parent, int32_t symbol, const Child& child, int32_t context);
+    Record completed(int32_t node) const;
+    Record spelled_on(int32_t context, int32_t symbol) const;
     int32_t add_record(const Record& record);
     bool may_end(const Node& node) const;
     bool in_word(const Node& node) const { return node.symbol != space_; }
 
-    int32_t extended(int32_t cell, int64_t end);
+    int32_t extended(int32_t cell, int32_t end);
     void enter(int32_t node);
     void leave(int32_t node);
     void sweep();
 
     std::string spelled(int32_t node) const;
-    std::vector<Word> words_of(int32_t node, int32_t cell, int64_t end) const;
-    Ending ending(int32_t node, const Record& record, double boost, double log_sum, const Paths& paths) const;
+    std::vector<Word> words_of(int32_t node, int32_t cell, int32_t end) const;
+    Ending ending(int32_t node, const Record& record, double log_sum, const Paths& paths) const;
     std::vector<Hypothesis> hypotheses(std::vector<Ending> endings, size_t count) const;
     double kept_share(int32_t node) const;
     double acoustic(const Paths& paths) const;
 
-    static constexpr int32_t STAY = -1;
+    static constexpr int32_t STAY = -1;  // the symbol of a candidate that is in the beam already
 
     Options options_;
     Labels labels_;
     std::shared_ptr<const LanguageModel> model_;
     std::shared_ptr<const HotWords> hot_words_;
     int32_t space_;
-    bool plain_letters_;    // a letter changes no bonus and is never forbidden
+    bool spells_;         // the model is one of characters
+    bool plain_letters_;  // there is nothing to know of a letter
     const Trie* lexicon_;   // the model's word list, where it has one
     LanguageModel::Weights weights_;  // of its beginnings of words, where unfinished words are ranked by them
-    double unknown_weight_ = 1;       // of the beginnings of other words
+    double unknown_weight_ = 1, hot_weight_ = 1;  // of the beginnings of other words, and of hot ones among those
     double prune_;       // ranks below this share of the best are dropped
     double word_worth_;  // exp(beta)
 
@@ -173,19 +166,25 @@ class Search {
     std::vector<Paths> beam_;  // best first
     int32_t root_ = 0;
     size_t full_nodes_ = 0, full_cells_ = 0;  // sizes at which the next sweep is due
-    int64_t frame_ = 0;
+    int32_t frame_ = 0;
     double log_scale_ = 0;  // of the factors taken out of the sums so far
     int32_t committed_depth_ = 0;  // letters
     double committed_kept_ = 1;
 
-    // Scratch of one frame.
-    std::vector<double> probabilities_;
-    std::vector<std::pair<double, int32_t>> ranked_;  // the symbols worth following, likeliest first
-    std::vector<Paths> stays_, fresh_;
-    std::vector<Candidate> candidates_;
-    std::vector<uint64_t> taken_;  // of each slot, a bit a symbol: the child is in the beam
-    std::vector<char> staying_;
-    double floor_ = 0;  // the rank that no continuation below can reach the beam with
+    // What one call needs and no stream keeps: a thread has it once, so that many streams share it in its cache.
+    struct Scratch {
+        std::vector<double> probabilities;
+        std::vector<std::pair<double, int32_t>> ranked;  // the symbols worth following, likeliest first
+        std::vector<Paths> stays, fresh;
+        std::vector<char> staying;  // of each of the stays: it is in the new beam
+        Shortlist shortlist;
+        std::vector<Record> completed;  // of the slots whose `is_completed` is set: its last word is completed
+        std::vector<char> is_completed;
+        std::vector<uint64_t> taken;  // of each slot, a bit a symbol: the child is in the beam
+        std::vector<int32_t> node_place, record_place, cell_place;  // where they stand after a sweep
+    };
+    static thread_local Scratch scratch_of_thread_;
+    Scratch* scratch_;  // that of the thread in whose call we are
 };
 
 }  // namespace earsight
