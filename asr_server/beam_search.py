@@ -49,11 +49,8 @@ class BeamSearch:
         self.alphabet = alphabet
         self.language_model = language_model
         self.hot_words = hot_words
-        word_list(options, language_model)
-        if hot_words is not None and hot_words.alphabet != alphabet:
-            raise ValueError("the hot words were made for another alphabet")
+        _check(options, alphabet, language_model, hot_words)
         if core is None:
-            _warn()
             self._reference = ReferenceSearch(options, alphabet, language_model, hot_words)
         else:
             self._core = core.Search(*_in_core(options, alphabet, language_model, hot_words))
@@ -119,13 +116,13 @@ def decode_batch(
 ) -> list[list[Hypothesis]]:
     """The n best texts of each whole utterance (T, V), in `threads` threads (all cores). ValueError as `BeamSearch`."""
     matrices = [as_matrix(matrix, len(alphabet)) for matrix in log_probs]
-    first = BeamSearch(options, alphabet, language_model, hot_words)  # checks what they have in common
+    _check(options, alphabet, language_model, hot_words)
     if core is not None:
         shared = _in_core(options, alphabet, language_model, hot_words)
         return [_hypotheses(found) for found in core.decode_all(*shared, matrices, _threads(threads))]
     found = []
     for matrix in matrices:
-        search = ReferenceSearch(options, first.alphabet, language_model, hot_words)
+        search = ReferenceSearch(options, alphabet, language_model, hot_words)
         search.advance(matrix)
         found.append(search.finish())
     return found
@@ -149,6 +146,16 @@ def greedy(log_probs: NDArray[Any], alphabet: Alphabet) -> Hypothesis:
             words.append(Word("".join(text for text, _ in emitted), spans, math.exp(sum(best[start:end]))))
     score = float(sum(best))
     return Hypothesis(tuple(words), score, score, 0.0, 0.0, 0.0, math.exp(score), math.exp(score))
+
+
+def _check(
+    options: DecodingOptions, alphabet: Alphabet, language_model: LanguageModel | None, hot_words: HotWords | None
+) -> None:
+    word_list(options, language_model)
+    if hot_words is not None and hot_words.alphabet != alphabet:
+        raise ValueError("the hot words were made for another alphabet")
+    if core is None:
+        _warn()
 
 
 @cache

@@ -66,6 +66,8 @@ def under_load(ours: Ours, peers: Sequence[Decoder], repeats: int, seed: int) ->
             share = loads.peer_hot_words_extra(peer, words, BEAM, repeats, seed)
             found[f"hot_words_{loads.HOT_WORDS[0]}_extra_{peer.name}"] = share
     found[f"streams_{loads.STREAMS}_ratio"] = loads.streams_ratio(ours, BEAM, repeats)
+    for turn in loads.SHORT_TURNS:
+        found[f"streams_{loads.STREAMS}_ratio_turns_of_{turn}"] = loads.streams_ratio(ours, BEAM, repeats, turn)
     found["batch_speedup"] = loads.batch_speedup(ours, BEAM, repeats)
     return found
 

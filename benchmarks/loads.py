@@ -16,7 +16,8 @@ from benchmarks.posteriors import LogProbs
 HOT_WORDS = (200, 1000, 5000)
 BOOST = 3.0  # of a hot word, in natural logarithms
 STREAMS = 100
-CHUNK = 10  # frames that a stream is advanced at a time
+TURN = 32  # frames that a stream is advanced at a time: a chunk of the shipped models
+SHORT_TURNS = (1, 10)
 SYLLABLES = tuple(f"{consonant}{vowel}" for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
 
 
@@ -59,7 +60,7 @@ def peer_hot_words_extra(peer: Decoder, words: Sequence[str], beam: int, repeats
     return min(extra) / min(without) - 1
 
 
-def streams_ratio(ours: Ours, beam: int, repeats: int) -> float:
+def streams_ratio(ours: Ours, beam: int, repeats: int, turn: int = TURN) -> float:
     """Time of many streams advanced in turn, all alive together, over that of the same streams one after another."""
     utterances = ours.task.log_probs
     matrices = [utterances[index % len(utterances)] for index in range(STREAMS)]
@@ -67,17 +68,17 @@ def streams_ratio(ours: Ours, beam: int, repeats: int) -> float:
     def one_after_another() -> None:
         for matrix in matrices:
             search = ours.search(beam)
-            for chunk in chunks(matrix):
+            for chunk in chunks(matrix, turn):
                 search.advance(chunk)
             search.finish()
 
     def in_turn() -> None:
         searches = [ours.search(beam) for _ in matrices]
-        pieces = [chunks(matrix) for matrix in matrices]
-        for turn in range(max(map(len, pieces))):
+        pieces = [chunks(matrix, turn) for matrix in matrices]
+        for number in range(max(map(len, pieces))):
             for search, left in zip(searches, pieces, strict=True):
-                if turn < len(left):
-                    search.advance(left[turn])
+                if number < len(left):
+                    search.advance(left[number])
         for search in searches:
             search.finish()
 
@@ -96,8 +97,8 @@ def batch_speedup(ours: Ours, beam: int, repeats: int) -> float:
     return best["one"] / best["all"]
 
 
-def chunks(matrix: LogProbs) -> list[LogProbs]:
-    return [matrix[start : start + CHUNK] for start in range(0, len(matrix), CHUNK)]
+def chunks(matrix: LogProbs, size: int) -> list[LogProbs]:
+    return [matrix[start : start + size] for start in range(0, len(matrix), size)]
 
 
 def best_times(

@@ -7,28 +7,26 @@
 
 namespace earsight {
 
-// `words` hold in their confidence the share that was not lost while they were in the beam.
+// `words` stay unspelled until they are asked for: most endings are only compared with the few that are.
 struct Search::Ending {
-    std::vector<Word> words;
-    double weight = 0;  // ln of its share, up to a constant
-    double score = 0, acoustic_score = 0, lm_score = 0, word_score = 0, boost_score = 0;
-    double kept = 1;
+    int32_t text;  // the last letter's node, or the root
+    int32_t cell, end;
+    double weight;  // ln of its share, up to a constant
+    double score, acoustic_score, lm_score, word_score, boost_score;
+    double kept;
+};
 
-    std::string text() const {
-        std::string text;
-        for (const Word& word : words) {
-            if (!text.empty()) text += ' ';
-            text += word.text;
-        }
-        return text;
-    }
+// A word as it is compared: equal words have equal keys.
+struct Search::Spot {
+    uint64_t key;
+    int32_t start, end;
 };
 
 Hypothesis Search::best() const {
     std::vector<Ending> endings;
     for (const Paths& paths : beam_) {
-        const Node& node = nodes_[paths.node];
-        endings.push_back(ending(paths.node, records_[node.context], acoustic(paths), paths));
+        const int32_t context = nodes_[paths.node].context;
+        endings.push_back(ending(paths.node, records_[context], acoustic(paths), paths));
         endings.back().weight = std::log(paths.total);
     }
     return hypotheses(std::move(endings), 1)[0];
@@ -46,7 +44,7 @@ std::vector<Hypothesis> Search::finish() const {
     std::unordered_map<int32_t, size_t> places;
     for (const Paths& paths : beam_) {
         const Node& node = nodes_[paths.node];
-        const int32_t text = !in_word(node) && node.parent >= 0 ? node.parent : paths.node;
+        const int32_t text = text_of(paths.node);
         const double log_sum = acoustic(paths);
         const double log_best = std::log(paths.best()) - bonus(node);
         const auto [place, added] = places.try_emplace(text, texts.size());
@@ -75,7 +73,6 @@ std::vector<Hypothesis> Search::finish() const {
         }
         if (model_) record.lm_score += model_->score_end(record.state);
         endings.push_back(ending(text.node, record, text.log_sum, text.paths));
-        endings.back().weight = endings.back().score;
     }
     return hypotheses(std::move(endings), static_cast<size_t>(options_.n_best));
 }
@@ -170,66 +167,91 @@ std::vector<Word> Search::words_of(int32_t node, int32_t cell, int32_t end) cons
 }
 
 Search::Ending Search::ending(int32_t node, const Record& record, double log_sum, const Paths& paths) const {
-    Ending ending;
-    ending.words = words_of(node, paths.cell(), paths.end());
-    ending.acoustic_score = log_sum;
-    ending.lm_score = record.lm_score;
-    ending.word_score = options_.beta * record.count;
-    ending.boost_score = record.boost;
-    ending.score = log_sum + options_.alpha * record.lm_score + ending.word_score + record.boost;
-    ending.kept = committed_kept_;
+    const double word_score = options_.beta * record.count;
+    const double score = log_sum + options_.alpha * record.lm_score + word_score + record.boost;
+    double kept = committed_kept_;
     for (int32_t above = node;; above = nodes_[above].parent) {
-        ending.kept *= nodes_[above].kept;
+        kept *= nodes_[above].kept;
         if (above == root_) break;
     }
-    return ending;
+    return {text_of(node), paths.cell(), paths.end(), score, score, log_sum, record.lm_score, word_score, record.boost,
+            kept};
+}
+
+// Without the space that may stand after it.
+int32_t Search::text_of(int32_t node) const {
+    return node == root_ || in_word(nodes_[node]) ? node : nodes_[node].parent;
+}
+
+// The words of an ending, last one first.
+void Search::spots(const Ending& ending, std::vector<Spot>& spots) const {
+    spots.clear();
+    int32_t cell = ending.cell, end = ending.end;
+    bool open = false;
+    for (int32_t node = ending.text; node != root_; node = nodes_[node].parent) {
+        if (!in_word(nodes_[node])) {
+            open = false;
+            continue;
+        }
+        if (!open) spots.push_back({0, 0, end});
+        open = true;
+        Spot& spot = spots.back();
+        spot.key = (spot.key + static_cast<uint64_t>(nodes_[node].symbol)) * 0x9E3779B97F4A7C15u;
+        spot.key ^= spot.key >> 29;
+        spot.start = cells_[cell].start;
+        end = cells_[cell].before_end;
+        cell = cells_[cell].before;
+    }
+}
+
+// Whether the node's text begins with the other's.
+bool Search::begins(int32_t node, int32_t with) const {
+    while (node > with) node = nodes_[node].parent;  // parents stand before their children
+    return node == with;
+}
+
+// Adds `share` to the words of `ours` that `theirs` have, too, at an overlapping time.
+void Search::agree(const std::vector<Spot>& ours, const std::vector<Spot>& theirs, double share,
+                   std::vector<double>& shares) {
+    size_t next = 0;
+    for (size_t i = 0; i < ours.size(); ++i) {
+        while (next < theirs.size() && theirs[next].start >= ours[i].end) ++next;
+        for (size_t j = next; j < theirs.size() && theirs[j].end > ours[i].start; ++j) {
+            if (theirs[j].key != ours[i].key) continue;
+            shares[i] += share;
+            break;
+        }
+    }
 }
 
 // The best `count`, with confidences: how the probability divides among all of them.
 std::vector<Hypothesis> Search::hypotheses(std::vector<Ending> endings, size_t count) const {
     std::stable_sort(endings.begin(), endings.end(),
                      [](const Ending& a, const Ending& b) { return a.weight > b.weight; });
-    double total = 0;
-    for (const Ending& ending : endings) total += std::exp(ending.weight - endings[0].weight);
-    struct Heard {
-        int64_t start, end;
-        size_t index;
-    };
     std::vector<double> shares;
-    std::vector<std::string> texts;
-    std::unordered_map<std::string, std::vector<Heard>> heard;
-    for (size_t index = 0; index < endings.size(); ++index) {
-        shares.push_back(std::exp(endings[index].weight - endings[0].weight) / total);
-        texts.push_back(endings[index].text());
-        for (const Word& word : endings[index].words)
-            heard[word.text].push_back({word.letters.front().start, word.letters.back().end, index});
+    std::vector<std::vector<Spot>> heard(endings.size());
+    double total = 0;
+    for (size_t i = 0; i < endings.size(); ++i) {
+        shares.push_back(std::exp(endings[i].weight - endings[0].weight));
+        total += shares[i];
+        spots(endings[i], heard[i]);
     }
     std::vector<Hypothesis> found;
-    for (size_t index = 0; index < std::min(count, endings.size()); ++index) {
-        Ending& ending = endings[index];
-        const std::string& text = texts[index];
-        double same = 0, agreeing = 0;
+    for (size_t i = 0; i < std::min(count, endings.size()); ++i) {
+        const Ending& ending = endings[i];
+        std::vector<double> word_shares(heard[i].size(), 0.0);
+        double same = 0, stable = 0;
         for (size_t other = 0; other < endings.size(); ++other) {
-            if (texts[other].compare(0, text.size(), text) != 0) continue;
-            agreeing += shares[other];
-            if (texts[other].size() == text.size()) same += shares[other];
+            const double share = shares[other] / total;
+            if (endings[other].text == ending.text) same += share;
+            if (begins(endings[other].text, ending.text)) stable += share;
+            agree(heard[i], heard[other], share, word_shares);
         }
-        for (Word& word : ending.words) {
-            // The share of the candidates that have the word at an overlapping time, each counted once.
-            double share = 0;
-            size_t last = endings.size();
-            for (const Heard& other : heard[word.text]) {
-                const bool overlaps =
-                    other.start < word.letters.back().end && word.letters.front().start < other.end;
-                if (!overlaps || other.index == last) continue;
-                last = other.index;
-                share += shares[other.index];
-            }
-            word.confidence *= std::min(1.0, share);
-        }
-        found.push_back({std::move(ending.words), ending.score, ending.acoustic_score, ending.lm_score,
-                         ending.word_score, ending.boost_score, ending.kept * std::min(1.0, same),
-                         std::min(1.0, agreeing)});
+        std::vector<Word> words = words_of(ending.text, ending.cell, ending.end);
+        for (size_t word = 0; word < words.size(); ++word)
+            words[word].confidence *= std::min(1.0, word_shares[words.size() - 1 - word]);
+        found.push_back({std::move(words), ending.score, ending.acoustic_score, ending.lm_score, ending.word_score,
+                         ending.boost_score, ending.kept * std::min(1.0, same), std::min(1.0, stable)});
     }
     return found;
 }

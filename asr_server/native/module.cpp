@@ -129,7 +129,19 @@ NB_MODULE(core, module) {
         .def_rw("horizon", &Options::horizon);
     nb::class_<LanguageModel>(module, "LanguageModel")
         .def(nb::init<const std::string&, const std::vector<std::string>&, const Labels&, bool>(),
-             nb::call_guard<nb::gil_scoped_release>());
+             nb::call_guard<nb::gil_scoped_release>())
+        .def(
+            "score",
+            [](const LanguageModel& self, const std::vector<std::string>& words) {
+                LanguageModel::State state = self.begin(), after;
+                double total = 0;
+                for (const std::string& word : words) {
+                    total += self.score(state, self.index(word), after);
+                    state = after;
+                }
+                return total;
+            },
+            nb::call_guard<nb::gil_scoped_release>());
     nb::class_<HotWords>(module, "HotWords")
         .def(nb::init<const std::vector<std::pair<Symbols, double>>&, int32_t, size_t>(),
              nb::call_guard<nb::gil_scoped_release>());

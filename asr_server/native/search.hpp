@@ -110,6 +110,7 @@ class Search {
     };
 
     struct Ending;  // a hypothesis before it is compared with the others
+    struct Spot;
 
     void step(const double* probabilities);
     void rank_symbols(const double* probabilities);
@@ -142,7 +143,11 @@ class Search {
     std::vector<Word> words_of(int32_t node, int32_t cell, int32_t end) const;
     Ending ending(int32_t node, const Record& record, double log_sum, const Paths& paths) const;
     std::vector<Hypothesis> hypotheses(std::vector<Ending> endings, size_t count) const;
-    double kept_share(int32_t node) const;
+    int32_t text_of(int32_t node) const;
+    void spots(const Ending& ending, std::vector<Spot>& spots) const;
+    bool begins(int32_t node, int32_t with) const;
+    static void agree(const std::vector<Spot>& ours, const std::vector<Spot>& theirs, double share,
+                      std::vector<double>& shares);
     double acoustic(const Paths& paths) const;
 
     static constexpr int32_t STAY = -1;  // the symbol of a candidate that is in the beam already
