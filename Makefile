@@ -17,7 +17,7 @@ help:  ## list the targets
 		|| sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1  \2/p' $(MAKEFILE_LIST)
 
 # The native core is compiled when the package is installed.
-NATIVE := CMakeLists.txt $(wildcard asr_server/native/*.?pp)
+NATIVE := CMakeLists.txt scripts/fetch_kenlm.sh $(wildcard asr_server/native/*.?pp)
 
 $(READY): pyproject.toml constraints.txt $(NATIVE)
 	@PYTHON='$(PYTHON)' scripts/setup_venv.sh '$(VENV)'

@@ -162,13 +162,13 @@ def _check(
 def _warn() -> None:
     logger.warning(
         "the native core of the beam search was not built (it needs a C++17 compiler when earsight is installed): the "
-        "reference search does the same, some fifty times slower"
+        "reference search does the same, far slower"
     )
 
 
 def _threads(threads: int | None) -> int:
     if threads is None:
-        return len(os.sched_getaffinity(0))
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if threads < 1:
         raise ValueError(f"threads is {threads}: at least 1")
     return threads

@@ -68,7 +68,9 @@ def load(folder: Path) -> SpeechBundle:
         raise BundleError(f"{where}: kind is {description.get('kind')!r}, a speech bundle's is {KIND!r}")
     wrong = sorted(set(KEYS) ^ (set(description) - {UNIT}))
     if wrong:
-        raise BundleError(f"{where}: keys {wrong} are unknown or missing; a speech bundle has exactly {list(KEYS)}")
+        raise BundleError(
+            f"{where}: keys {wrong} are unknown or missing; a speech bundle has {list(KEYS)} and may have {UNIT!r}"
+        )
     features = Features(_config(FeatureConfig, description["features"], f"{where}: features"))
     config = _config(DeepSpeechConfig, description["model"], f"{where}: model")
     alphabet = _alphabet(description["alphabet"], where)

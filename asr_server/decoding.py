@@ -24,13 +24,15 @@ class DecodingOptions:
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "n_best", "horizon"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: at least 1")
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) < 2**31:
+                raise ValueError(f"{name} is {getattr(self, name)}: a whole number, at least 1")
         for name in ("token_min_log_prob", "beam_prune_log_prob", "unknown_word_offset"):
             if not getattr(self, name) <= 0:  # also refuses NaN
                 raise ValueError(f"{name} is {getattr(self, name)}: a logarithm of at most 0")
-        if not (0 <= self.alpha < math.inf and math.isfinite(self.beta)):
-            raise ValueError(f"alpha is {self.alpha} and beta {self.beta}: both finite, alpha not negative")
+        if self.unknown_word_offset == -math.inf:
+            raise ValueError("unknown_word_offset is -inf: a finite one; lexicon forbids unknown words")
+        if not (0 <= self.alpha <= 100 and -100 <= self.beta <= 100):
+            raise ValueError(f"alpha is {self.alpha} and beta {self.beta}: alpha from 0 to 100, beta from -100 to 100")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ elsewhere, and the final score has whole phrases only. A negative boost holds a 
 All phrases are one Aho-Corasick automaton over the text with a space on both sides, so thousands cost as much as one.
 """
 
-import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Any
 
 from asr_server.alphabet import Alphabet
 from asr_server.native import core
+
+MOST = 100.0
 
 
 @dataclass
@@ -32,8 +33,8 @@ class HotState:
 class HotWords:
     """The automaton; immutable, and shared by the streams it is given to.
 
-    `boosts` maps phrases to boosts. ValueError for an empty phrase, a character outside the alphabet, a boost that is
-    not finite, or an alphabet without a space.
+    `boosts` maps phrases to boosts; `words` are those of the phrases with a positive one. ValueError for an empty phrase,
+    a character outside the alphabet, a boost beyond `MOST`, or an alphabet without a space.
     """
 
     def __init__(self, boosts: Mapping[str, float], alphabet: Alphabet) -> None:
@@ -45,10 +46,11 @@ class HotWords:
         for phrase, boost in self._phrases.items():
             if not phrase:
                 raise ValueError("a hot phrase is empty: it has at least one word")
-            if not math.isfinite(boost):
-                raise ValueError(f"the boost of {phrase!r} is {boost}: a finite number")
+            if not abs(boost) <= MOST:  # also refuses NaN
+                raise ValueError(f"the boost of {phrase!r} is {boost}: from -{MOST:g} to {MOST:g}")
         self._encoded = [(alphabet.encode(phrase), boost) for phrase, boost in self._phrases.items()]
-        self.words = frozenset(word for phrase in self._phrases for word in phrase.split())
+        wanted = (phrase for phrase, boost in self._phrases.items() if boost > 0)
+        self.words = frozenset(word for phrase in wanted for word in phrase.split())
 
     def __len__(self) -> int:
         return len(self._phrases)
@@ -92,5 +94,6 @@ class HotWords:
             for symbol, child in state.children.items():
                 child.fallback = root if state.fallback is None else self.step(state.fallback, symbol)
                 child.gained += child.fallback.gained
+                child.potential = max(child.potential, child.fallback.potential)
                 queue.append(child)
         return root

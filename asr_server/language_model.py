@@ -74,6 +74,8 @@ class LanguageModel:
         self.order = int(self._model.order)
         words = path.with_suffix(".words")
         self.lexicon = Lexicon(words.read_text(encoding="utf-8").split()) if words.is_file() else None
+        if self.lexicon is not None and not len(self.lexicon):
+            raise ValueError(f"{str(words)!r} is empty: it lists the words of {path.name}, or is not there")
 
     def __contains__(self, word: str) -> bool:
         return word in self._model

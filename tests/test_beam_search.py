@@ -227,6 +227,53 @@ def test_best_is_the_text_so_far(kind: Search, model: LanguageModel) -> None:
     assert [(word.start, word.end) for word in search.best().words] == [(0, 1), (2, 3)]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_character_model_scores_every_symbol(kind: Search, seed: int, tmp_path: Path) -> None:
+    model = LanguageModel(toy_arpa.write_characters(tmp_path), unit="character")
+    log_probs = matrix(seed, 6)
+    truth = enumerate_paths(log_probs)
+    found = decode(kind, EXACT, model, log_probs)
+    assert {hypothesis.text for hypothesis in found} == set(truth)
+    for hypothesis in found:
+        state, lm_score = model.begin(), 0.0
+        for character in hypothesis.text.replace(" ", "|"):
+            log_prob, state = model.score(state, character)
+            lm_score += log_prob
+        lm_score += model.score_end(state)
+        assert hypothesis.lm_score == pytest.approx(lm_score, abs=1e-6)
+        score = truth[hypothesis.text][0] + EXACT.alpha * lm_score + EXACT.beta * len(hypothesis.words)
+        assert hypothesis.score == pytest.approx(score, abs=1e-6)
+
+
+def test_lookahead_sees_early_that_no_word_begins_so(kind: Search, model: LanguageModel) -> None:
+    """With room for one prefix, "b" (0.54) hides "a" (0.44), and then "b" comes; but "bb" is no word and "ab" is one."""
+    log_probs = np.log(np.array([[0.01, 0.01, 0.44, 0.54], [0.94, 0.02, 0.02, 0.02], [0.04, 0.02, 0.02, 0.92]]))
+    options = replace(EXACT, alpha=2.0, beta=0.0, beam_width=1, unknown_word_offset=-20.0)
+    blind = decode(kind, replace(options, lookahead=False), model, log_probs)[0]
+    seeing = decode(kind, options, model, log_probs)[0]
+    assert (blind.text, seeing.text) == ("bb", "ab")
+    assert seeing.score > blind.score + 30
+
+
+@pytest.mark.parametrize(
+    ("options", "boosts"),
+    [
+        (replace(EXACT, beta=100.0), {}),
+        (replace(EXACT, beta=-100.0), {}),
+        (replace(EXACT, alpha=100.0), {"aab": 100.0}),
+        (replace(EXACT, alpha=4.0, unknown_word_offset=-60.0, lookahead=False), {}),
+        (EXACT, {"a": 100.0, "b a": 100.0, "ba": -100.0}),
+    ],
+)
+def test_scores_stay_numbers_at_the_limits(
+    kind: Search, model: LanguageModel, options: DecodingOptions, boosts: dict[str, float]
+) -> None:
+    hot_words = HotWords(boosts, LETTERS) if boosts else None
+    found = decode(kind, replace(options, beam_width=64), model, matrix(0, 30), hot_words)
+    assert all(math.isfinite(hypothesis.score) and 0 <= hypothesis.confidence <= 1 for hypothesis in found)
+    assert found[0].text
+
+
 def test_nothing_heard_is_the_empty_text(kind: Search, model: LanguageModel) -> None:
     search = kind(EXACT, LETTERS, model)
     search.advance(np.zeros((0, 4)))
@@ -338,13 +385,16 @@ def test_a_refused_chunk_leaves_the_search_as_it_was(kind: Search) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"beam_width": 0}, "beam_width is 0: at least 1"),
-        ({"n_best": -1}, "n_best is -1: at least 1"),
+        ({"beam_width": 0}, "beam_width is 0: a whole number, at least 1"),
+        ({"n_best": -1}, "n_best is -1: a whole number, at least 1"),
         ({"token_min_log_prob": 0.5}, "token_min_log_prob is 0.5"),
         ({"beam_prune_log_prob": math.nan}, "beam_prune_log_prob is nan"),
         ({"unknown_word_offset": 1.0}, "unknown_word_offset is 1.0"),
         ({"alpha": -1.0}, "alpha is -1.0"),
         ({"alpha": math.nan}, "alpha is nan"),
+        ({"beam_width": 1.5}, "beam_width is 1.5: a whole number"),
+        ({"unknown_word_offset": -math.inf}, "unknown_word_offset is -inf: a finite one"),
+        ({"beta": 101.0}, "beta from -100 to 100"),
         ({"beta": math.inf}, "beta inf"),
     ],
 )

@@ -98,7 +98,7 @@ def test_hot_words_join_the_lexicon(kind: Search, tmp_path: Path) -> None:
     ("boosts", "message"),
     [
         ({"  ": 1.0}, "a hot phrase is empty"),
-        ({"a": math.inf}, "the boost of 'a' is inf: a finite number"),
+        ({"a": math.inf}, "the boost of 'a' is inf: from -100 to 100"),
         ({"a": math.nan}, "the boost of 'a' is nan"),
         ({"Zoo": 1.0}, "character 'Z' in 'Zoo' is not in the alphabet. Select from"),
     ],
@@ -106,6 +106,29 @@ def test_hot_words_join_the_lexicon(kind: Search, tmp_path: Path) -> None:
 def test_errors_name_the_phrase(boosts: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HotWords(boosts, LETTERS)
+
+
+def test_only_wanted_words_are_spared_the_offset(kind: Search, tmp_path: Path) -> None:
+    """A negative boost makes a word that nobody knows no likelier."""
+    model, log_probs = LanguageModel(toy_arpa.write(tmp_path)), matrix(0, 5)
+    plain = {h.text: h.score for h in decode(kind, EXACT, model, log_probs)}
+    held_back = {h.text: h.score for h in decode(kind, EXACT, model, log_probs, HotWords({"ba": -1.0}, LETTERS))}
+    assert held_back["ba"] == pytest.approx(plain["ba"] - 1.0)
+    assert held_back["a"] == pytest.approx(plain["a"])
+
+
+def test_a_phrase_inherits_the_credit_of_those_that_begin_in_it() -> None:
+    hot_words = HotWords({"a b a": 0.6, "b aa": 12.0}, LETTERS)
+    state = hot_words.begin()
+    for symbol in LETTERS.encode("a b a"):
+        state = hot_words.step(state, symbol)
+    assert state.potential == pytest.approx(12.0 * 3 / 5)
+
+
+def test_boosts_that_end_at_one_place_have_a_limit() -> None:
+    boosts = {" ".join("a" * count): 100.0 for count in (1, 2, 3)}
+    with pytest.raises(ValueError, match=r"end at one place add up to 300\.\d*: at most 200"):
+        BeamSearch(EXACT, LETTERS, None, HotWords(boosts, LETTERS))
 
 
 def test_alphabets_have_to_fit() -> None:

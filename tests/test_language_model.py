@@ -39,6 +39,13 @@ def test_vocabulary(tmp_path: Path) -> None:
     assert LanguageModel(toy_arpa.write(tmp_path / "bare", words=False)).lexicon is None
 
 
+def test_an_empty_word_list_is_an_error(tmp_path: Path) -> None:
+    path = toy_arpa.write(tmp_path, words=False)
+    path.with_suffix(".words").write_text("\n")
+    with pytest.raises(ValueError, match=r"toy\.words' is empty"):
+        LanguageModel(path)
+
+
 def test_lexicon_knows_words_and_their_beginnings() -> None:
     lexicon = Lexicon(["see", "sea", "seat", "sea"])
     assert [word for word in ("sea", "se", "seat", "seats", "") if word in lexicon] == ["sea", "seat"]

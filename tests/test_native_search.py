@@ -34,9 +34,11 @@ Models = dict[str, LanguageModel | None]
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     (folder / "bare").mkdir()
+    (folder / "strange").mkdir()
     return {
         "none": None,
         "words": LanguageModel(toy_arpa.write(folder)),
+        "strange": LanguageModel(toy_arpa.write(folder / "strange", unknown=-0.9)),  # likelier than a word
         "bare": LanguageModel(toy_arpa.write(folder / "bare", words=False)),
         "characters": LanguageModel(toy_arpa.write_characters(folder), unit="character"),
     }
@@ -77,7 +79,7 @@ OPTIONS = st.builds(
 @settings(deadline=None, max_examples=300)
 @given(
     options=OPTIONS,
-    name=st.sampled_from(["none", "words", "bare", "characters"]),
+    name=st.sampled_from(["none", "words", "strange", "bare", "characters"]),
     hot=st.booleans(),
     seed=st.integers(0, 10**6),
     frames=st.integers(0, 40),
@@ -96,7 +98,7 @@ def test_native_equals_reference(
     silent: bool,
     committing: bool,
 ) -> None:
-    if name != "words":
+    if name not in ("words", "strange"):
         options = replace(options, lexicon=False)
     hot_words = HotWords(BOOSTS, LETTERS) if hot else None
     log_probs = matrix(seed, frames, sharpness=sharpness)
@@ -158,11 +160,11 @@ def test_any_layout_is_read_right() -> None:
         assert BeamSearch(DecodingOptions(), LETTERS).decode(same) == plain
 
 
-@pytest.mark.parametrize("size", [2, 63, 64, 65, 200])
+@pytest.mark.parametrize("size", [2, 63, 64, 65, 200, 40_000])
 def test_alphabets_of_any_size(size: int) -> None:
     """With letters of one to three bytes."""
     alphabet = Alphabet(("", " ", *map(chr, range(0x3B1, 0x3B1 + size - 2))))
-    log_probs = matrix(0, 30, size, sharpness=3.0)
+    log_probs = matrix(0, 30 if size < 1000 else 4, size, sharpness=3.0)
     options = DecodingOptions(beam_width=20, n_best=3, beta=-1.0)
     hot_words = HotWords({alphabet.labels[-1] * 2: 3.0}, alphabet) if size > 2 else None
     reference = ReferenceSearch(options, alphabet, None, hot_words)
@@ -278,6 +280,23 @@ def test_committed_words_and_the_rest_are_the_whole(
     )
     assert mine.acoustic_score == pytest.approx(other.acoustic_score, abs=1)  # rivals left room for more paths
     assert 0 < mine.confidence <= mine.stability <= 1
+
+
+def test_long_recordings_are_committed_on_the_way(models: Models) -> None:
+    """`decode` of two thousand frames is what a stream makes of them that is committed at the same places."""
+    options = DecodingOptions(beam_width=8, n_best=2)
+    log_probs = speech(SENTENCE * 25, seed=3)
+    stream = BeamSearch(options, LETTERS, models["words"])
+    words: list[Word] = []
+    for start in range(0, len(log_probs), 512):
+        words += stream.take_committed()
+        stream.advance(log_probs[start : start + 512])
+    decoded = BeamSearch(options, LETTERS, models["words"]).decode(log_probs)
+    assert len(log_probs) > 2000 and len(words) > 100
+    assert decoded == [replace(rest, words=(*words, *rest.words)) for rest in stream.finish()]
+    log_probs[1000] = np.nan
+    with pytest.raises(ValueError, match="first in frame 1000"):
+        stream.decode(log_probs)
 
 
 def test_six_hours_take_no_more_memory_than_a_minute(models: Models) -> None:

@@ -25,10 +25,10 @@ ngram 2=4
 """
 
 
-def write(folder: Path, words: bool = True) -> Path:
-    """The model, and its word list beside it."""
+def write(folder: Path, words: bool = True, unknown: float = -2.0) -> Path:
+    """The model, and its word list beside it. `unknown` is the logarithm to base 10 of <unk>."""
     path = folder / "toy.arpa"
-    path.write_text(ARPA)
+    path.write_text(ARPA.replace("-2.0\t<unk>", f"{unknown}\t<unk>"))
     if words:
         path.with_suffix(".words").write_text("\n".join(WORDS))
     return path

@@ -1,6 +1,6 @@
 """The native core of the beam search, `core`, compiled from the C++ beside this file.
 
-`core` is None where it was not built: the reference search then does the same, some fifty times slower.
+`core` is None where it was not built: the reference search then does the same, far slower.
 """
 
 from importlib import import_module

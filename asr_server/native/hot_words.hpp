@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -24,7 +26,7 @@ class HotWords {
             padded.back().symbols.push_back(space);
             for (auto begin = phrase.begin(); begin < phrase.end();) {
                 const auto end = std::find(begin, phrase.end(), space);
-                words.push_back({Symbols(begin, end), 1, 0});
+                if (boost > 0) words.push_back({Symbols(begin, end), 1, 0});
                 begin = end + (end < phrase.end());
             }
         }
@@ -50,19 +52,20 @@ class HotWords {
     double gained(int32_t state) const { return states_[state].gained; }
     // The credit for the phrase being spelled.
     double potential(int32_t state) const { return states_[state].potential; }
-    // The two as factors: of entering the state, and of having the credit.
-    double worth(int32_t state) const { return states_[state].worth; }
+    // The credit as a factor.
     double weight(int32_t state) const { return states_[state].weight; }
     // An upper bound of the factor by which one more symbol can raise the rank.
     double headroom(int32_t state) const { return states_[state].headroom; }
-    // The words of all phrases.
+    // The words of the phrases that are to be found.
     const Trie& words() const { return *words_; }
 
   private:
+    static constexpr double MOST = 200;  // a logarithm; the ranks have to stay in the range of a double
+
     struct State {
         int32_t fallback = 0;  // the longest proper suffix that is a state
         double gained = 0, potential = 0;
-        double worth = 1, weight = 1, headroom = 1;
+        double weight = 1, headroom = 1;
     };
 
     void add(const Symbols& phrase, double boost) {
@@ -85,11 +88,15 @@ class HotWords {
                 State& state = states_[child];
                 state.fallback = parent == 0 ? 0 : step(states_[parent].fallback, symbol);
                 state.gained += states_[state.fallback].gained;
+                state.potential = std::max(state.potential, states_[state.fallback].potential);
+                if (std::abs(state.gained) > MOST)
+                    throw std::invalid_argument("the boosts of phrases that end at one place add up to " +
+                                                std::to_string(state.gained) + ": at most " +
+                                                std::to_string(static_cast<int>(MOST)));
                 reach[parent] = std::max(reach[parent], state.gained + state.potential);
             }
             State& state = states_[parent];
             reach[parent] = std::max(reach[parent], reach[state.fallback]);
-            state.worth = std::exp(state.gained);
             state.weight = std::exp(state.potential);
             state.headroom = std::exp(std::max(0.0, reach[parent] - state.potential));
         }

@@ -10,6 +10,7 @@ namespace earsight {
 namespace {
 
 constexpr double LN_10 = 2.302585092994045684;
+constexpr double LEAST_WEIGHT = -300;  // a logarithm
 
 // The labels are single characters, so a UTF-8 lead byte begins each symbol. Empty when the alphabet lacks one.
 Symbols encode(const std::string& word, const std::map<std::string, int32_t>& symbols) {
@@ -59,17 +60,21 @@ LanguageModel::LanguageModel(const std::string& path, const std::vector<std::str
 
 LanguageModel::~LanguageModel() = default;
 
+double LanguageModel::weight(double alpha, int32_t node, double offset) const {
+    return std::exp(std::max(alpha * bound(node, offset), LEAST_WEIGHT));
+}
+
 LanguageModel::Weights LanguageModel::weights(double alpha, double offset) const {
     const std::lock_guard guard(lock_);
     for (auto entry = weights_.begin(); entry != weights_.end();)
         entry = entry->second.expired() ? weights_.erase(entry) : std::next(entry);
     auto& known = weights_[{alpha, offset}];
-    if (Weights found = known.lock()) return found;
+    if (Weights found = known.lock()) return last_ = found;
     auto made = std::make_shared<std::vector<double>>(lexicon_->size());
     for (size_t node = 0; node < made->size(); ++node)
-        (*made)[node] = std::exp(alpha * bound(static_cast<int32_t>(node), offset));
+        (*made)[node] = weight(alpha, static_cast<int32_t>(node), offset);
     known = made;
-    return made;
+    return last_ = made;
 }
 
 LanguageModel::State LanguageModel::begin() const {

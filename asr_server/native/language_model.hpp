@@ -42,7 +42,9 @@ class LanguageModel {
         return node == NOWHERE ? unknown_ + offset : std::max(unknown_ + offset, lexicon_->best(node));
     }
 
-    // exp(alpha * bound) of each node. Streams with the same settings share it.
+    // exp(alpha * bound), but never so little that dividing by it leaves the range of a double.
+    double weight(double alpha, int32_t node, double offset) const;
+    // The weights of all nodes. Streams with the same settings share them, and the last ones asked for are kept.
     using Weights = std::shared_ptr<const std::vector<double>>;
     Weights weights(double alpha, double offset) const;
 
@@ -54,6 +56,7 @@ class LanguageModel {
     double unknown_ = 0;  // ln P of an unknown word without context
     mutable std::mutex lock_;
     mutable std::map<std::pair<double, double>, std::weak_ptr<const std::vector<double>>> weights_;
+    mutable Weights last_;
 };
 
 }  // namespace earsight

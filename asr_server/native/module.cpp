@@ -11,6 +11,7 @@
 #include <exception>
 #include <mutex>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <variant>
 
@@ -24,6 +25,8 @@ namespace {
 
 template <typename Real>
 using Array = nb::ndarray<const Real, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+constexpr size_t PIECE = 512;  // frames
 
 // Rows of a matrix that Python keeps alive for the length of the call.
 struct Matrix {
@@ -47,6 +50,21 @@ Matrix matrix(nb::handle array, size_t symbols) {
 
 void advance(Search& search, const Matrix& matrix) {
     std::visit([&](const auto* rows) { search.advance(rows, matrix.frames); }, matrix.rows);
+}
+
+// A whole utterance, whose words are committed on the way: time and memory then grow with its length, not faster.
+std::vector<Hypothesis> decode(Search& search, const Matrix& matrix) {
+    std::vector<Word> committed;
+    for (size_t from = 0; from < matrix.frames; from += PIECE) {
+        const size_t frames = std::min(PIECE, matrix.frames - from);
+        std::visit([&](const auto* rows) { search.advance(rows + from * search.symbols(), frames, from); }, matrix.rows);
+        if (from + frames == matrix.frames) break;
+        for (Word& word : search.take_committed()) committed.push_back(std::move(word));
+    }
+    std::vector<Hypothesis> found = search.finish();
+    for (Hypothesis& hypothesis : found)
+        hypothesis.words.insert(hypothesis.words.begin(), committed.begin(), committed.end());
+    return found;
 }
 
 // A search as Python holds it. Threads that share one take turns: that is no use to them, but it must not crash.
@@ -80,7 +98,10 @@ void in_threads(size_t count, size_t threads, const Task& task) {
         }
     };
     std::vector<std::thread> others;
-    for (size_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
+    try {
+        for (size_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(work);
+    } catch (const std::system_error&) {  // no more threads to be had: those that there are do the work
+    }
     work();
     for (std::thread& other : others) other.join();
     if (error) std::rethrow_exception(error);
@@ -106,8 +127,7 @@ std::vector<std::vector<Hypothesis>> decode_all(const Options& options, const La
     const nb::gil_scoped_release release;
     in_threads(matrices.size(), threads, [&](size_t i) {
         Search search(options, labels, model, hot_words);
-        advance(search, matrices[i]);
-        found[i] = search.finish();
+        found[i] = decode(search, matrices[i]);
     });
     return found;
 }
@@ -172,11 +192,6 @@ NB_MODULE(core, module) {
                 new (self) Stream{Search(options, labels, model, hot_words)};
             },
             nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none())
-        .def("advance",
-             [](Stream& self, nb::handle array) {
-                 const Matrix rows = matrix(array, self.search.symbols());
-                 self.alone([&](Search& search) { advance(search, rows); });
-             })
         .def("best", [](Stream& self) { return self.alone([](Search& search) { return search.best(); }); })
         .def("finish", [](Stream& self) { return self.alone([](Search& search) { return search.finish(); }); })
         .def("take_committed",

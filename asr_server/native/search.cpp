@@ -1,7 +1,7 @@
 #include "search.hpp"
 
 #include <cmath>
-#include <cstring>
+#include <cstdio>
 #include <limits>
 #include <stdexcept>
 
@@ -35,15 +35,14 @@ Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageMod
     lexicon_ = model_ ? model_->lexicon() : nullptr;
     if (options_.lookahead && lexicon_ && options_.alpha > 0) {
         weights_ = model_->weights(options_.alpha, options_.unknown_word_offset);
-        unknown_weight_ = std::exp(options_.alpha * model_->bound(NOWHERE, options_.unknown_word_offset));
-        hot_weight_ = std::exp(options_.alpha * model_->bound(NOWHERE, 0));
+        unknown_weight_ = model_->weight(options_.alpha, NOWHERE, options_.unknown_word_offset);
+        hot_weight_ = model_->weight(options_.alpha, NOWHERE, 0);
     }
     spells_ = model_ && model_->characters();
     plain_letters_ = !lexicon_ && !hot_words_ && !spells_;
     prune_ = std::exp(options_.beam_prune_log_prob);
-    word_worth_ = std::exp(options_.beta);
 
-    Record start{0, 0, 1, 0, {}};
+    Record start{0, 0, 0, 0, {}};
     if (model_) start.state = model_->begin();
     const Child silence{lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE,
                         hot_words_ ? hot_words_->begin() : 0, 1, 1};
@@ -58,7 +57,7 @@ Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageMod
 }
 
 template <typename Real>
-void Search::advance(const Real* log_probs, size_t frames) {
+void Search::advance(const Real* log_probs, size_t frames, size_t first) {
     scratch_ = &scratch_of_thread_;
     const size_t symbols = labels_.size();
     scratch_->probabilities.resize(std::max<size_t>(frames, 1) * symbols);
@@ -67,15 +66,15 @@ void Search::advance(const Real* log_probs, size_t frames) {
         for (size_t i = frame * symbols; i < (frame + 1) * symbols; ++i) {
             const auto value = static_cast<double>(log_probs[i]);
             if (std::isnan(value))
-                throw std::invalid_argument("log probabilities hold NaN, first in frame " + std::to_string(frame));
+                throw std::invalid_argument("log probabilities hold NaN, first in frame " + std::to_string(first + frame));
             highest = std::max(highest, value);
             sum += scratch_->probabilities[i] = std::exp(value);
         }
         if (highest > ROUNDING)
             throw std::invalid_argument("log probabilities reach " + number(highest) + " in frame " +
-                                        std::to_string(frame) + ": they are natural logarithms, at most 0");
+                                        std::to_string(first + frame) + ": they are natural logarithms, at most 0");
         if (std::abs(sum - 1) > UNNORMALISED && highest > -std::numeric_limits<double>::infinity())
-            throw std::invalid_argument("probabilities of frame " + std::to_string(frame) + " add up to " +
+            throw std::invalid_argument("probabilities of frame " + std::to_string(first + frame) + " add up to " +
                                         number(sum) + ", not to 1: apply log_softmax");
         // Symbols below the threshold are passed over, except the likeliest and the blank.
         for (size_t i = frame * symbols + 1; i < (frame + 1) * symbols; ++i)
@@ -84,8 +83,8 @@ void Search::advance(const Real* log_probs, size_t frames) {
     for (size_t frame = 0; frame < frames; ++frame) step(scratch_->probabilities.data() + frame * symbols);
 }
 
-template void Search::advance(const float*, size_t);
-template void Search::advance(const double*, size_t);
+template void Search::advance(const float*, size_t, size_t);
+template void Search::advance(const double*, size_t, size_t);
 
 // ---- One frame -----------------------------------------------------------------------------------------------------
 
@@ -182,8 +181,8 @@ void Search::stay(const double* probabilities) {
 // The weight of an unfinished word, by its likeliest ending.
 inline double Search::weight(int32_t lexicon, int32_t hot_lexicon) const {
     if (!weights_) return 1;
-    if (lexicon != NOWHERE) return (*weights_)[lexicon];
-    return hot_lexicon == NOWHERE ? unknown_weight_ : hot_weight_;
+    const double listed = lexicon == NOWHERE ? unknown_weight_ : (*weights_)[lexicon];
+    return hot_lexicon == NOWHERE ? listed : std::max(listed, hot_weight_);
 }
 
 // False where the lexicon forbids the letter.
@@ -265,7 +264,7 @@ Search::Paths Search::grown(const Candidate& candidate, const double* probabilit
             space(slot, child);
             if (!scratch_->is_completed[slot]) scratch_->completed[slot] = completed(from.node);
             context = add_record(scratch_->completed[slot]);
-            child.gain *= records_[context].gain / nodes_[from.node].space_gain;  // in double precision
+            child.gain = std::exp(records_[context].gain) * child.weight * nodes_[from.node].scale;  // not rounded
         }
         node = create(from.node, symbol, child, context);
     }
@@ -317,17 +316,17 @@ void Search::account() {
 bool Search::space(size_t slot, Child& child) {
     Node& node = nodes_[beam_[slot].node];
     if (!may_end(node)) return false;
-    if (node.space_gain == UNASKED) {
+    if (node.word_gain == UNASKED) {
         scratch_->completed[slot] = completed(beam_[slot].node);
         scratch_->is_completed[slot] = 1;
-        node.space_gain = static_cast<float>(scratch_->completed[slot].gain);
+        node.word_gain = static_cast<float>(scratch_->completed[slot].gain);
     }
-    child = {lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE, 0, 1, node.space_gain * node.scale};
+    child = {lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE, 0, 1, 1};
     if (hot_words_) {
         child.hot = hot_words_->step(node.hot, space_);
         child.weight = hot_words_->weight(child.hot);
-        child.gain *= child.weight;
     }
+    child.gain = std::exp(static_cast<double>(node.word_gain)) * child.weight * node.scale;
     return true;
 }
 
@@ -337,7 +336,7 @@ double Search::headroom(const Node& node, int32_t symbol) const {
     const double phrases = hot_words_ ? hot_words_->headroom(node.hot) : 1;
     if (symbol != space_ || !in_word(node)) return phrases;
     const double weight = weights_ ? node.scale * (hot_words_ ? hot_words_->weight(node.hot) : 1) : 1;
-    return phrases * weight * std::max(1.0, word_worth_);
+    return phrases * weight * std::exp(std::max(0.0, options_.beta));
 }
 
 // What is multiplied into the sums of a prefix, as a logarithm.
@@ -359,7 +358,7 @@ int32_t Search::create(int32_t parent, int32_t symbol, const Child& child, int32
     const auto index = static_cast<int32_t>(nodes_.size());
     Node node;
     node.parent = parent;
-    node.symbol = static_cast<int16_t>(symbol);
+    node.symbol = symbol;
     node.context = context;
     node.lexicon = child.lexicon;
     node.hot_lexicon = child.hot_lexicon;
@@ -387,11 +386,11 @@ Search::Record Search::completed(int32_t index) const {
     const Node& node = nodes_[index];
     const Record& before = records_[node.context];
     if (!in_word(node)) return before;
-    Record record{before.lm_score, before.boost, word_worth_, before.count + 1, before.state};
+    Record record{before.lm_score, before.boost, options_.beta, before.count + 1, before.state};
     if (hot_words_) {
         const int32_t after = hot_words_->step(node.hot, space_);
         record.boost += hot_words_->gained(after);
-        record.gain *= hot_words_->worth(after);
+        record.gain += hot_words_->gained(after);
     }
     if (model_) {
         double score = 0;
@@ -405,7 +404,7 @@ Search::Record Search::completed(int32_t index) const {
                 score += options_.unknown_word_offset;
         }
         record.lm_score += score;
-        record.gain *= std::exp(options_.alpha * score);
+        record.gain += options_.alpha * score;
     }
     return record;
 }
@@ -501,8 +500,8 @@ void Search::sweep() {
             if (*cell != NOWHERE) *cell = cell_place[*cell];
 
     const size_t room = 4 * static_cast<size_t>(std::min<int64_t>(options_.beam_width, 4096)) + 128;
-    full_nodes_ = nodes_.size() + room;
-    full_cells_ = cells_.size() + room;
+    full_nodes_ = nodes_.size() + std::max(room, nodes_.size());
+    full_cells_ = cells_.size() + std::max(room, cells_.size());
 }
 
 size_t Search::bytes() const {

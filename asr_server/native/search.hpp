@@ -9,9 +9,10 @@
 //   never looked at, and only those that do become nodes of the tree.
 // * A path's emission times are a list shared with the path it came from. Lists and tree are arrays that grow; what no
 //   prefix of the beam reaches any more is swept out when an array has doubled.
-// * A language model score is asked for once a node, and only if the word's end could reach the beam.
+// * A word is scored when its end could reach the beam, not before, and then once.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -46,8 +47,9 @@ class Search {
            std::shared_ptr<const HotWords> hot_words);
 
     // `log_probs`: frames x symbols, row by row. Throws std::invalid_argument and leaves the search as it was.
+    // Frames are counted from `first` in what it says.
     template <typename Real>
-    void advance(const Real* log_probs, size_t frames);
+    void advance(const Real* log_probs, size_t frames, size_t first = 0);
 
     Hypothesis best() const;
     std::vector<Hypothesis> finish() const;
@@ -63,20 +65,20 @@ class Search {
         int32_t slot = -1;                // its place in the beam
         int32_t context = 0;              // the record of the completed words
         int32_t lexicon, hot_lexicon, hot;  // where its last word stands in the word lists, and the text among phrases
-        int16_t symbol;
-        uint16_t live = 0;  // 1 for being in the beam, and 1 for each child that is live
+        int32_t symbol;
+        int32_t live = 0;  // 1 for being in the beam, and 1 for each child that is live
         double scale;       // 1 / the weight of its unfinished word and phrase
         double gain;        // the factor between its sums and its parent's, besides the probability of its symbol
-        float space_gain = UNASKED;  // what the last word is worth when it is completed, once that was needed
+        float word_gain = UNASKED;  // ln of what the last word is worth when completed, once that was needed; rounded
         float kept = 1;  // the share that was not lost to prefixes that branched off here and fell out of the beam
     };
-    static constexpr float UNASKED = -1;
+    static constexpr float UNASKED = std::numeric_limits<float>::infinity();
 
     // The completed words of a prefix.
     struct Record {
         double lm_score;
         double boost;  // of the hot words
-        double gain;   // the factor that the last of them is worth
+        double gain;   // ln of what the last of them is worth
         int32_t count;
         LanguageModel::State state;
     };
@@ -162,13 +164,12 @@ class Search {
     const Trie* lexicon_;   // the model's word list, where it has one
     LanguageModel::Weights weights_;  // of its beginnings of words, where unfinished words are ranked by them
     double unknown_weight_ = 1, hot_weight_ = 1;  // of the beginnings of other words, and of hot ones among those
-    double prune_;       // ranks below this share of the best are dropped
-    double word_worth_;  // exp(beta)
+    double prune_;  // ranks below this share of the best are dropped
 
     std::vector<Node> nodes_;
     std::vector<Record> records_;
     std::vector<Cell> cells_;
-    std::vector<Paths> beam_;  // best first
+    std::vector<Paths> beam_;  // the best first, the others roughly in order
     int32_t root_ = 0;
     size_t full_nodes_ = 0, full_cells_ = 0;  // sizes at which the next sweep is due
     int32_t frame_ = 0;

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace earsight {
@@ -37,7 +38,7 @@ class Shortlist {
     double floor() const { return floor_; }
 
     void add(double rank, int32_t slot, int32_t symbol) {
-        if (rank < floor_ || rank <= 0) return;
+        if (!(rank >= floor_ && rank >= TINY)) return;
         candidates_.push_back({rank, slot, symbol});
         ++counts_[bucket(rank)];
         ++count_;
@@ -70,6 +71,7 @@ class Shortlist {
     }
 
   private:
+    static constexpr double TINY = std::numeric_limits<double>::min();  // what is below it cannot be scaled up again
     static constexpr int64_t BUCKETS = 1024;
     static constexpr int SHIFT = 48;  // 4 bits of the mantissa are left: 16 buckets to a factor of two
 
