@@ -33,8 +33,8 @@ class HotState:
 class HotWords:
     """The automaton; immutable, and shared by the streams it is given to.
 
-    `boosts` maps phrases to boosts; `words` are those of the phrases with a positive one. ValueError for an empty phrase,
-    a character outside the alphabet, a boost beyond `MOST`, or an alphabet without a space.
+    `boosts` maps phrases to boosts; `words` are those of the phrases with a positive one. ValueError for an empty
+    phrase, a character outside the alphabet, a boost beyond `MOST`, or an alphabet without a space.
     """
 
     def __init__(self, boosts: Mapping[str, float], alphabet: Alphabet) -> None:

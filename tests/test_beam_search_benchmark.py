@@ -482,7 +482,6 @@ class Recorder:
 
 def test_streams_are_advanced_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loads, "STREAMS", 3)
-    turn = 10
     ours = Recorder([25, 10])
     seen: dict[str, list[tuple[int, int]]] = {}
 
@@ -494,7 +493,7 @@ def test_streams_are_advanced_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         return {"one": 2.0, "turn": 3.0}
 
     monkeypatch.setattr(loads, "best_times", timed)
-    assert loads.streams_ratio(cast(Ours, ours), 100, 1, turn) == 1.5
+    assert loads.streams_ratio(cast(Ours, ours), 100, 1, turn=10) == 1.5
     assert seen["one"] == [(0, 10), (0, 10), (0, 5), (0, 0), (1, 10), (1, 0), (2, 10), (2, 10), (2, 5), (2, 0)]
     assert seen["turn"] == [(0, 10), (1, 10), (2, 10), (0, 10), (2, 10), (0, 5), (2, 5), (0, 0), (1, 0), (2, 0)]
 
@@ -511,7 +510,6 @@ def test_a_peers_hot_words_are_compared_with_none() -> None:
 def test_it_runs_and_prints_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(text, "standard_library", lambda: TOY)
     monkeypatch.setattr(loads, "STREAMS", 3)
-    turn = 10
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     arguments = ["--decoders", "ours", "ours-lexicon", "--utterances", "2", "--beams", "4", "100", "--repeats", "1"]
     assert beam_search.main([*arguments, "--cache", str(tmp_path / "cache"), "--json"]) == 0

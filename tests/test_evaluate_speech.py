@@ -128,7 +128,7 @@ def test_bundles_are_found_by_name(toy_bundle: Path, monkeypatch: pytest.MonkeyP
         (["--endpointing"], "--endpointing needs --streaming"),
         (["--limit", "0"], "--limit is 0"),
         (["--jobs", "0"], "--jobs 0"),
-        (["--beam-width", "0"], "beam_width is 0: at least 1"),
+        (["--beam-width", "0"], "beam_width is 0: a whole number, at least 1"),
         (["--piece", "0"], "piece is 0.0 seconds"),
         (["--lexicon"], "there is no language model"),
         (["--language-model", "gone.binary"], "'gone.binary' does not exist"),

@@ -164,7 +164,8 @@ class Search {
     const Trie* lexicon_;   // the model's word list, where it has one
     LanguageModel::Weights weights_;  // of its beginnings of words, where unfinished words are ranked by them
     double unknown_weight_ = 1, hot_weight_ = 1;  // of the beginnings of other words, and of hot ones among those
-    double prune_;  // ranks below this share of the best are dropped
+    double space_headroom_;  // the factor by which a space can at most raise a rank that counts its word's weight
+    double prune_;           // ranks below this share of the best are dropped
 
     std::vector<Node> nodes_;
     std::vector<Record> records_;
@@ -192,5 +193,12 @@ class Search {
     static thread_local Scratch scratch_of_thread_;
     Scratch* scratch_;  // that of the thread in whose call we are
 };
+
+// The weight of an unfinished word, by its likeliest ending.
+inline double Search::weight(int32_t lexicon, int32_t hot_lexicon) const {
+    if (!weights_) return 1;
+    const double listed = lexicon == NOWHERE ? unknown_weight_ : (*weights_)[lexicon];
+    return hot_lexicon == NOWHERE ? listed : std::max(listed, hot_weight_);
+}
 
 }  // namespace earsight
