@@ -177,11 +177,13 @@ void Search::stay(const double* probabilities) {
         shortlist.add(scratch_->stays[slot].total, static_cast<int32_t>(slot), STAY);
 }
 
-// False where the lexicon forbids the letter.
-inline bool Search::letter(const Node& parent, int32_t symbol, Child& child) const {
+// False where the lexicon forbids the letter, and where its unfinished word weighs so little that `reach`, the rank that
+// it could have with a weight of 1, stays below `floor`: most letters, and before anything is asked of the hot words.
+inline bool Search::letter(const Node& parent, int32_t symbol, double reach, double floor, Child& child) const {
     child = {NOWHERE, NOWHERE, 0, 1, 1};
     if (plain_letters_) return true;
     if (lexicon_) child.lexicon = lexicon_->child(parent.lexicon, symbol);
+    if (weight(child.lexicon, parent.hot_lexicon) * reach < floor) return false;
     if (parent.hot_lexicon != NOWHERE) child.hot_lexicon = hot_words_->words().child(parent.hot_lexicon, symbol);
     if (options_.lexicon && child.lexicon == NOWHERE && child.hot_lexicon == NOWHERE) return false;
     child.weight = weight(child.lexicon, child.hot_lexicon);
@@ -218,12 +220,14 @@ void Search::extend(const double* probabilities) {
         const Node& node = nodes_[from.node];
         const uint64_t* taken = scratch_->taken.data() + slot * words;
         const auto is_taken = [&](int32_t symbol) { return (taken[symbol / 64] >> (symbol % 64)) & 1; };
-        const double reach = from.total * headroom(node, NOWHERE);
+        const double most = headroom(node, NOWHERE);
+        const double most_unweighted = most * node.scale * (hot_words_ ? hot_words_->weight(node.hot) : 1);
         Child child;
         for (const auto& [probability, symbol] : scratch_->ranked) {
-            if (reach * probability < shortlist.floor()) break;
-            if (is_taken(symbol) || !letter(node, symbol, child)) continue;
+            if (from.total * probability * most < shortlist.floor()) break;
+            if (is_taken(symbol)) continue;
             const double sum = (symbol == node.symbol ? from.blank : from.total) * probability;
+            if (!letter(node, symbol, sum * most_unweighted, shortlist.floor(), child)) continue;
             shortlist.add(sum * child.gain, static_cast<int32_t>(slot), symbol);
         }
         if (space_probability == 0 || node.symbol == space_ || is_taken(space_)) continue;
@@ -259,7 +263,7 @@ Search::Paths Search::grown(const Candidate& candidate, const double* probabilit
         Child child;
         int32_t context = nodes_[from.node].context;
         if (symbol != space_) {
-            letter(nodes_[from.node], symbol, child);
+            letter(nodes_[from.node], symbol, 1, 0, child);
             if (spells_) context = add_record(spelled_on(context, symbol));
         } else {
             space(slot, child);

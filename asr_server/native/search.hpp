@@ -123,7 +123,7 @@ class Search {
     void account();
     void give_up_rivals();
 
-    bool letter(const Node& parent, int32_t symbol, Child& child) const;
+    bool letter(const Node& parent, int32_t symbol, double reach, double floor, Child& child) const;
     bool space(size_t slot, Child& child);
     double headroom(const Node& node, int32_t symbol) const;
     double weight(int32_t lexicon, int32_t hot_lexicon) const;
