@@ -21,9 +21,10 @@ from asr_server.alphabet import Alphabet
 from asr_server.decoding import DecodingOptions, Hypothesis, Span, Word
 from asr_server.hot_words import HotWords
 from asr_server.language_model import LanguageModel
+from asr_server.log_probs import as_matrix, checked
 from asr_server.native import core
 from asr_server.prefix_tree import word_list
-from asr_server.reference_search import ReferenceSearch, as_matrix, checked
+from asr_server.reference_search import ReferenceSearch
 
 __all__ = ["BeamSearch", "DecodingOptions", "HotWords", "Hypothesis", "Word", "advance_all", "decode_batch", "greedy"]
 

@@ -30,11 +30,10 @@ from asr_server.alphabet import BLANK, Alphabet
 from asr_server.decoding import DecodingOptions, Hypothesis, Span, Word
 from asr_server.hot_words import HotWords
 from asr_server.language_model import LanguageModel
+from asr_server.log_probs import checked
 from asr_server.prefix_tree import Prefix, PrefixTree
 
 IMPOSSIBLE = -math.inf
-ROUNDING = 1e-3  # how far above 0 a log probability may be: a softmax in half precision rounds
-UNNORMALISED = 0.05  # how far from 1 the sum of a row may be
 
 # Where a path emits the letters, last one first: (the letters before, first frame, the frame after the last).
 Spans: TypeAlias = "tuple[Spans, int, int] | None"
@@ -276,33 +275,6 @@ class ReferenceSearch:
                 words.append(Word(node.letters, tuple(times[:size]), kept))
                 times = times[size:]
         return tuple(words)
-
-
-def as_matrix(log_probs: NDArray[Any], symbols: int) -> NDArray[Any]:
-    """(T, V) in single or double precision, row by row. ValueError for what is no such matrix."""
-    array = np.asarray(log_probs)
-    if array.ndim != 2 or array.shape[1] != symbols:
-        raise ValueError(f"log probabilities have shape {array.shape}: (frames, {symbols}) fits the alphabet")
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"log probabilities are of type {array.dtype}: they are floating-point numbers")
-    return np.ascontiguousarray(array, dtype=np.float32 if array.dtype == np.float32 else np.float64)
-
-
-def checked(log_probs: NDArray[Any], symbols: int) -> NDArray[np.float64]:
-    """(T, V) in double precision. ValueError for what are no log probabilities."""
-    array = as_matrix(log_probs, symbols).astype(np.float64)
-    for frame, row in enumerate(array):
-        highest = row.max()
-        if np.isnan(highest):
-            raise ValueError(f"log probabilities hold NaN, first in frame {frame}")
-        if highest > ROUNDING:
-            raise ValueError(
-                f"log probabilities reach {highest:g} in frame {frame}: they are natural logarithms, at most 0"
-            )
-        total = np.exp(row).sum()
-        if abs(total - 1) > UNNORMALISED and highest > IMPOSSIBLE:
-            raise ValueError(f"probabilities of frame {frame} add up to {total:g}, not to 1: apply log_softmax")
-    return array
 
 
 def log_add(a: float, b: float) -> float:
