@@ -5,7 +5,8 @@ natural logarithm: 3 makes a text that has it twenty times likelier. While a phr
 the share of the boost that has been spelled, so that it stays in the beam; the credit goes when the text turns
 elsewhere, and the final score has whole phrases only. A negative boost holds a phrase back.
 
-All phrases are one Aho-Corasick automaton over the text with a space on both sides, so thousands cost little more than one.
+All phrases are one Aho-Corasick automaton over the text with a space on both sides, so thousands cost little more than
+one.
 """
 
 from collections import deque
