@@ -1,6 +1,7 @@
 """A speech model as a folder that describes itself: nothing about it is restated elsewhere.
 
-    bundle.json         kind, name, version, model, features, alphabet, decoding, language_model, language_code
+    bundle.json         kind, name, version, model, features, alphabet, decoding, language_model, language_code, and
+                        once confidences have been measured (training/calibrate.py) calibration
     model.safetensors   the network's weights and the features' mean and standard deviation
     lm.binary           optional KenLM model (of language_model_unit: words or characters), with lm.words beside it
     README.md           model card: training data, licence, measured results
@@ -11,7 +12,7 @@ Only JSON, safetensors and KenLM files are read, never a pickle, and no name in 
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from asr_server.alphabet import Alphabet
 from asr_server.beam_search import DecodingOptions
+from asr_server.calibration import Calibration, ConfidenceMap
 from asr_server.features import FeatureConfig, Features
 from asr_server.language_model import UNITS, LanguageModel
 from asr_server.model import DeepSpeech, DeepSpeechConfig
@@ -28,6 +30,7 @@ KIND = "speech"
 DESCRIPTION, WEIGHTS, CARD = "bundle.json", "model.safetensors", "README.md"
 KEYS = ("kind", "name", "version", "model", "features", "alphabet", "decoding", "language_model", "language_code")
 UNIT = "language_model_unit"  # optional: "word", or "character" for a model that spells
+CALIBRATION = "calibration"  # optional: {"words": a map of confidences, "utterances": another}
 SHIPPED = Path(__file__).parent / "models"  # the bundles of the package
 Config = TypeVar("Config")
 
@@ -50,6 +53,7 @@ class SpeechBundle:
     decoding: DecodingOptions
     language_code: str = "en-US"
     card: str = ""
+    calibration: Calibration = field(default_factory=Calibration)
 
 
 def find(folder: Path) -> list[Path]:
@@ -66,10 +70,11 @@ def load(folder: Path) -> SpeechBundle:
     where = folder / DESCRIPTION
     if description.get("kind") != KIND:
         raise BundleError(f"{where}: kind is {description.get('kind')!r}, a speech bundle's is {KIND!r}")
-    wrong = sorted(set(KEYS) ^ (set(description) - {UNIT}))
+    wrong = sorted(set(KEYS) ^ (set(description) - {UNIT, CALIBRATION}))
     if wrong:
         raise BundleError(
-            f"{where}: keys {wrong} are unknown or missing; a speech bundle has {list(KEYS)} and may have {UNIT!r}"
+            f"{where}: keys {wrong} are unknown or missing; a speech bundle has {list(KEYS)} "
+            f"and may have {UNIT!r} and {CALIBRATION!r}"
         )
     features = Features(_config(FeatureConfig, description["features"], f"{where}: features"))
     config = _config(DeepSpeechConfig, description["model"], f"{where}: model")
@@ -92,6 +97,7 @@ def load(folder: Path) -> SpeechBundle:
         decoding=_config(DecodingOptions, description["decoding"], f"{where}: decoding"),
         language_code=_text(description, "language_code", where),
         card=_card(folder),
+        calibration=_calibration(description.get(CALIBRATION, {}), f"{where}: {CALIBRATION}"),
     )
 
 
@@ -118,6 +124,8 @@ def save(bundle: SpeechBundle, language_model: Path | None = None) -> None:
         UNIT: bundle.language_model.unit if bundle.language_model else UNITS[0],
         "language_code": bundle.language_code,
     }
+    if bundle.calibration != Calibration():
+        description[CALIBRATION] = asdict(bundle.calibration)
     tensors = {f"{part}.{name}": tensor.contiguous() for part, name, tensor in _tensors(bundle.features, bundle.model)}
     save_file(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, a server runs as another user
@@ -162,6 +170,16 @@ def _config(kind: type[Config], values: object, where: str) -> Config:
         return kind(**values)
     except ValueError as error:
         raise BundleError(f"{where}: {error}") from error
+
+
+def _calibration(values: object, where: str) -> Calibration:
+    """From JSON: a map that is missing is the identity, as is a parameter of one."""
+    kinds = [field.name for field in fields(Calibration)]
+    if not isinstance(values, Mapping):
+        raise BundleError(f"{where} is {values!r}, not an object")
+    if unknown := sorted(set(values) - set(kinds)):
+        raise BundleError(f"{where} has unknown keys {unknown}. Select from {kinds}")
+    return Calibration(**{kind: _config(ConfidenceMap, values[kind], f"{where}: {kind}") for kind in values})
 
 
 def _fraction_for_integer(value: object, example: object) -> bool:

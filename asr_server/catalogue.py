@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
+from asr_server.language_model import LanguageModel
 from asr_server.recognizer import Engine
 
 # Names that clients of the Google contract send out of habit; each means the default model.
 DEFAULT_NAMES = ("default", "latest_long", "latest_short", "command_and_search", "phone_call", "video", "telephony")
 
 
+NO_LANGUAGE_MODEL = "none"
+
+
 class Catalogue:
     """Engines by name; the first one that speaks a request's language is its default."""
 
-    def __init__(self, engines: Iterable[Engine]) -> None:
+    def __init__(self, engines: Iterable[Engine], language_models: Mapping[str, LanguageModel] | None = None) -> None:
+        self._language_models = dict(language_models or {})
         self._engines: dict[str, Engine] = {}
         for engine in engines:
             if engine.name in self._engines:
@@ -23,6 +28,17 @@ class Catalogue:
 
     def __iter__(self) -> Iterator[Engine]:
         return iter(self._engines.values())
+
+    def language_model(self, name: str, engine: Engine) -> LanguageModel | None:
+        """For an engine's streams, by name: one of the server's, that of a bundle, or "none". ValueError for others."""
+        bundled = {each.name: each.bundle.language_model for each in self if each.bundle.language_model}
+        known = {**bundled, **self._language_models}
+        if name == NO_LANGUAGE_MODEL:
+            return None
+        if name not in known:
+            choices = ", ".join((NO_LANGUAGE_MODEL, *known))
+            raise ValueError(f"Invalid settings: language_model {name!r} is not known. Select from {{{choices}}}.")
+        return known[name]
 
     def choose(self, name: str, language_code: str) -> Engine:
         """ValueError when no model has that name or speaks that language."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import shutil
 import signal
 import sys
@@ -13,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from asr_server import client
+from asr_server import client, tokens_cli
 from asr_server.client import ClientError, ClientOptions, Heard
-from asr_server.options import Limits, Running, ServerOptions
+from asr_server.options import PRECISIONS, Limits, Running, ServerOptions, Telemetry
 from asr_server.pcm import Samples
+from asr_server.security_options import SecurityOptions
 from asr_server.transcripts import FORMATS, Segment, Transcript, render
 
 # A client of a server somewhere else needs no deep learning framework: what does is imported where it is used.
@@ -32,7 +32,7 @@ default. Stop with Ctrl-C or SIGTERM: calls in progress may end.
 _SERVE_EXAMPLES = """\
 examples:
   asr-server serve                                     the shipped models on 127.0.0.1:50051
-  asr-server serve --host 0.0.0.0 --port 8000 --models /srv/models
+  asr-server serve --host 0.0.0.0 --models /srv/models --certificate server.pem --key server.key --tokens tokens.json
 """
 _TRANSCRIBE = """\
 Transcribe files or a microphone through a running server, or without one (--local).
@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=text,
         )
     )
+    tokens_cli.add_commands(commands)
     return top
 
 
@@ -101,7 +102,20 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="folder with speech and vision bundles; may be given again (default: the shipped models)",
     )
     command.add_argument(
-        "--threads", type=int, default=usual.threads, help="threads that work on speech (default: %(default)s)"
+        "--language-models",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder with KenLM files that calls can choose by name; may be given again",
+    )
+    command.add_argument(
+        "--precision",
+        choices=("auto", *PRECISIONS),
+        default=usual.precision,
+        help="of the network's products; auto: what this machine computes fastest (default: %(default)s)",
+    )
+    command.add_argument(
+        "--threads", type=int, default=usual.threads, help="of the network and the searches (default: %(default)s)"
     )
     command.add_argument(
         "--max-calls",
@@ -131,18 +145,53 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="for calls in progress when the server is told to stop (default: %(default)g)",
     )
 
+    command.add_argument(
+        "--reload-seconds",
+        type=float,
+        default=usual.reload_seconds,
+        metavar="S",
+        help="look for new, changed and removed models so often; 0: only on SIGHUP (default: %(default)g)",
+    )
+    _add_security(command.add_argument_group("who may call"))
+    _add_telemetry(command.add_argument_group("what operators see"))
+
+
+def _add_security(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--certificate", type=Path, metavar="PEM", help="serve TLS with this certificate chain")
+    group.add_argument("--key", type=Path, metavar="PEM", help="the certificate's key, without a passphrase")
+    group.add_argument("--client-ca", type=Path, metavar="PEM", help="callers must show a certificate that it signed")
+    group.add_argument("--tokens", type=Path, metavar="JSON", help="callers must send a bearer token of this file")
+    group.add_argument(
+        "--allow-insecure", action="store_true", help="plaintext on an address that other machines can reach"
+    )
+
+
+def _add_telemetry(group: argparse._ArgumentGroup) -> None:
+    usual = Telemetry()
+    group.add_argument("--log-format", choices=("text", "json"), default="text", help="(default: %(default)s)")
+    group.add_argument("--log-level", default="info", help="(default: %(default)s)")
+    group.add_argument("--log-transcripts", action="store_true", help="also write down what was said")
+    group.add_argument("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics; 0: any free port")
+    group.add_argument("--metrics-host", default=usual.metrics_host, metavar="HOST", help="(default: %(default)s)")
+    group.add_argument("--trace-endpoint", metavar="URL", help="OTLP collector for traces, http://HOST:4317")
+
 
 def _serve(args: argparse.Namespace) -> int:
-    from asr_server import server
+    from asr_server import logs, server
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(args.log_format, args.log_level, args.log_transcripts)
     options = ServerOptions(
         host=args.host,
         port=args.port,
         models=tuple(args.models or ()),
+        language_models=tuple(args.language_models or ()),
+        precision=args.precision,
         threads=args.threads,
         drain_seconds=args.drain_seconds,
+        reload_seconds=args.reload_seconds,
         limits=Limits(calls=args.max_calls, stream_seconds=args.max_stream_seconds, idle_seconds=args.idle_seconds),
+        security=SecurityOptions(args.certificate, args.key, args.client_ca, args.tokens, args.allow_insecure),
+        telemetry=Telemetry(args.metrics_host, args.metrics_port, args.trace_endpoint),
     )
     asyncio.run(server.serve(options, _announce))
     print("stopped", flush=True)
@@ -152,6 +201,8 @@ def _serve(args: argparse.Namespace) -> int:
 def _announce(running: Running) -> None:
     print(f"speech models: {', '.join(running.speech_models) or 'none'}")
     print(f"vision models: {', '.join(running.vision_models) or 'none'}")
+    if running.metrics_port is not None:
+        print(f"metrics on port {running.metrics_port}")
     print(f"listening on {running.address} (Ctrl-C stops)", flush=True)
 
 

@@ -4,6 +4,7 @@ Dimension letters: B batch, S samples, T frames, W samples of a window, F featur
 A frame is a complete window; the incomplete last one is dropped, so a stream has nothing to flush.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,9 +95,21 @@ class Features(nn.Module):
 
     def step(self, samples: Tensor, state: FeatureState) -> tuple[Tensor, FeatureState]:
         """(S,) -> (T, F) for the windows that these samples complete; T may be 0."""
-        heard = torch.cat([state.tail, samples])
-        features = self.normalise(self.spectrum(heard))
-        return features, FeatureState(heard[features.shape[0] * self.config.hop :].clone())
+        (features,), (state,) = self.step_all([samples], [state])
+        return features, state
+
+    def step_all(
+        self, samples: Sequence[Tensor], states: Sequence[FeatureState]
+    ) -> tuple[list[Tensor], list[FeatureState]]:
+        """`step` of many streams at once: (S,) each -> (T, F) each."""
+        heard = [torch.cat([state.tail, new]) for new, state in zip(samples, states, strict=True)]
+        windows = [self._windows(samples) for samples in heard]
+        counts = [len(rows) for rows in windows]
+        features = self.normalise(self._spectrum(torch.cat(windows))).split(counts)
+        tails = [
+            FeatureState(rest[count * self.config.hop :].clone()) for rest, count in zip(heard, counts, strict=True)
+        ]
+        return list(features), tails
 
     def frames(self, lengths: Tensor) -> Tensor:
         """Complete windows in so many samples."""
@@ -104,11 +117,18 @@ class Features(nn.Module):
 
     def spectrum(self, samples: Tensor) -> Tensor:
         """(..., S) -> (..., T, F): log filter banks and log energy before normalisation."""
+        return self._spectrum(self._windows(samples))
+
+    def _windows(self, samples: Tensor) -> Tensor:
+        """(..., S) -> (..., T, W): the windows that are complete."""
         if samples.shape[-1] < self.config.window:
-            return samples.new_zeros(*samples.shape[:-1], 0, self.config.size)
-        frames = samples.unfold(-1, self.config.window, self.config.hop)  # (..., T, W)
-        power = torch.fft.rfft(frames * self.window, n=self.config.transform).abs().square()
-        energy = frames.square().sum(-1, keepdim=True)
+            return samples.new_zeros(*samples.shape[:-1], 0, self.config.window)
+        return samples.unfold(-1, self.config.window, self.config.hop)
+
+    def _spectrum(self, windows: Tensor) -> Tensor:
+        """(..., T, W) -> (..., T, F)."""
+        power = torch.fft.rfft(windows * self.window, n=self.config.transform).abs().square()
+        energy = windows.square().sum(-1, keepdim=True)
         return torch.cat([power @ self.bank, energy], dim=-1).add(FLOOR).log()
 
     def normalise(self, spectrum: Tensor) -> Tensor:

@@ -14,18 +14,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 
-import numpy as np
 import soundfile
 
-from asr_server.pcm import NOTHING, Header, Samples
+from asr_server import pcm
+from asr_server.pcm import NOTHING, ChannelSamples, Header
 
 MAGIC = b"fLaC"
 
 _STREAMINFO_SIZE = 34
 _LONGEST_HEADER = 16  # bytes
 _LONGEST_FRAME = 4 << 20  # bytes: 65535 samples of 8 channels of 32 bits take half of it
-# A few bytes can stand for 65535 samples of silence, so what one call may yield is bounded, not only what it eats.
-MAX_SAMPLES_PER_FEED = 1 << 23
 
 
 class _Frames(soundfile.SoundFile):  # type: ignore[misc]
@@ -55,14 +53,14 @@ class FlacSource:
         self._frame: _FrameHeader | None = None  # the frame at the start of the buffer
         self._searched = 0  # no border lies before this position of the buffer
 
-    def feed(self, data: bytes) -> Samples:
+    def feed(self, data: bytes) -> ChannelSamples:
         self._buffer += data
         if not self._in_frames:
             self._read_metadata()
         end, samples = self._find_frames(_LONGEST_HEADER) if self._in_frames else (0, 0)
         return self._decode(end, samples)
 
-    def flush(self) -> Samples:
+    def flush(self) -> ChannelSamples:
         """The last frame has no successor; it ends with the stream."""
         if not self._in_frames:
             raise ValueError("the FLAC header is incomplete: the audio ended before the first frame")
@@ -141,12 +139,14 @@ class FlacSource:
         self._searched = max(self._searched, len(self._buffer) - 1)
         return None
 
-    def _decode(self, end: int, samples: int) -> Samples:
+    def _decode(self, end: int, samples: int) -> ChannelSamples:
         """Decode and drop the first `end` bytes of the buffer, which hold `samples` samples of each channel."""
         if samples == 0:
             return NOTHING
-        if samples > MAX_SAMPLES_PER_FEED:
-            raise ValueError(f"{end} bytes of FLAC expand to {samples} samples; at most {MAX_SAMPLES_PER_FEED} at once")
+        assert self.header is not None
+        total, most = samples * self.header.channels, pcm.MAX_SAMPLES_PER_FEED
+        if total > most:
+            raise ValueError(f"{end} bytes of FLAC expand to {total} samples; at most {most} at once")
         part = io.BytesIO(self._prefix + bytes(self._buffer[:end]))
         del self._buffer[:end]
         self._searched = max(self._searched - end, 0)
@@ -157,7 +157,8 @@ class FlacSource:
             raise ValueError(f"damaged FLAC data: {error}") from None
         if len(decoded) != samples:
             raise ValueError(f"damaged FLAC data: {len(decoded)} of {samples} samples could be decoded")
-        return np.ascontiguousarray(decoded[:, 0])
+        channels: ChannelSamples = decoded.T
+        return channels
 
 
 def _parse_header(data: bytearray, start: int) -> _FrameHeader | None:

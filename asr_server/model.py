@@ -8,7 +8,8 @@ Streaming a bidirectional layer: the forward state is carried for ever; the back
 context and the C frames of layer 1.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class DeepSpeech(nn.Module):
         edge = self.config.context
         padded = functional.pad(features * valid[..., None], (0, 0, edge, edge))
         lengths = (lengths + self.config.stride - 1) // self.config.stride
-        inputs = self._recurrent_inputs(padded).transpose(0, 1)  # (N, B, H)
+        inputs = self._recurrent_inputs(self._windows(padded)).transpose(0, 1)  # (N, B, H)
         ended = torch.arange(len(inputs), device=lengths.device)[:, None] >= lengths
         inputs = inputs.masked_fill(ended[..., None], float("-inf"))
         start = inputs.new_zeros(inputs.shape[1:])
@@ -121,48 +122,80 @@ class DeepSpeech(nn.Module):
 
     def step(self, features: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
         """(T, F) -> (N, V) for the chunks that these frames complete; N may be 0."""
-        state = self._hear(features, state)
-        probabilities = []
-        cut = self.config.chunking
-        while cut and len(state.pending) >= cut.frames + cut.right:
-            chunk, state = self._emit(state, cut)
-            probabilities.append(chunk)
-        return self._join(probabilities), state
+        (log_probs,), (state,) = self.step_all([features], [state], [False])
+        return log_probs, state
 
     def finish(self, state: ModelState) -> Tensor:
         """The rest of the stream, (N, V): the context after the last frame is zero."""
-        state = self._hear(state.heard.new_zeros(self.config.context, self.config.features), state)
-        cut = self.config.chunking or Chunking(max(1, len(state.pending)), 0)
-        probabilities = []
-        while len(state.pending):
-            chunk, state = self._emit(state, cut)
-            probabilities.append(chunk)
-        return self._join(probabilities)
+        (log_probs,), _ = self.step_all([state.heard[:0]], [state], [True])
+        return log_probs
 
-    def _hear(self, features: Tensor, state: ModelState) -> ModelState:
-        """Carry new frames through layers 1 to 3 as far as their context is known."""
-        heard = torch.cat([state.heard, features])
-        inputs = self._recurrent_inputs(heard[None])[0]
-        heard = heard[len(inputs) * self.config.stride :].clone()
-        return replace(state, heard=heard, pending=torch.cat([state.pending, inputs]))
+    def step_all(
+        self, features: Sequence[Tensor], states: Sequence[ModelState], last: Sequence[bool]
+    ) -> tuple[list[Tensor], list[ModelState]]:
+        """`step` of many streams at once, (T, F) each -> (N, V) each; `finish` too where `last` says so.
 
-    def _emit(self, state: ModelState, cut: Chunking) -> tuple[Tensor, ModelState]:
-        """One chunk of output from the pending frames, and the state after it."""
-        inputs = state.pending[: cut.frames + cut.right, None]  # (N, 1, H)
-        ahead = self._ahead(inputs[: cut.frames], state.forward)
+        Streams share matrix products and nothing else: company changes a result by rounding only.
+        """
+        pending, heard = self._hear(features, states, last)
+        ahead = [state.forward for state in states]
+        emitted: list[list[Tensor]] = [[] for _ in states]
+        cut = self.config.chunking or Chunking(max(1, *(len(inputs) for inputs in pending)), 0)
+        while ready := [i for i, inputs in enumerate(pending) if self._can_emit(len(inputs), last[i])]:
+            log_probs, carried = self._emit([pending[i] for i in ready], torch.cat([ahead[i] for i in ready]), cut)
+            for place, i in enumerate(ready):
+                emitted[i].append(log_probs[: len(pending[i]), place])
+                pending[i] = pending[i][cut.frames :]
+                ahead[i] = carried[place, None]
+        # Clones, because a view would keep all streams' rows alive.
+        after = [
+            ModelState(frames.clone(), inputs.clone(), state.clone())
+            for frames, inputs, state in zip(heard, pending, ahead, strict=True)
+        ]
+        return [self._join(chunks) for chunks in emitted], after
+
+    def _can_emit(self, frames: int, last: bool) -> bool:
+        cut = self.config.chunking
+        return frames > 0 if last else cut is not None and frames >= cut.frames + cut.right
+
+    def _hear(
+        self, features: Sequence[Tensor], states: Sequence[ModelState], last: Sequence[bool]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Carry new frames through layers 1 to 3 as far as their context is known: (N, H) and (T, F) of each stream."""
+        nothing = self.recurrent_input.bias.new_zeros(self.config.context, self.config.features)
+        heard = [
+            torch.cat([state.heard, frames, nothing] if ends else [state.heard, frames])
+            for frames, state, ends in zip(features, states, last, strict=True)
+        ]
+        windows = [self._windows(frames) for frames in heard]  # (N, (2 C + 1) F)
+        counts = [len(rows) for rows in windows]
+        inputs = self._recurrent_inputs(torch.cat(windows)).split(counts)
+        pending = [torch.cat([state.pending, rows]) for state, rows in zip(states, inputs, strict=True)]
+        return pending, [frames[count * self.config.stride :] for frames, count in zip(heard, counts, strict=True)]
+
+    def _emit(self, pending: Sequence[Tensor], start: Tensor, cut: Chunking) -> tuple[Tensor, Tensor]:
+        """One chunk of each stream, (chunk, B, V), and the forward states (B, H) after it."""
+        size = cut.frames + cut.right
+        inputs = start.new_full((size, len(pending), self.config.width), float("-inf"))
+        for place, rows in enumerate(pending):
+            inputs[: len(rows), place] = rows[:size]
+        ahead = self._ahead(inputs[: cut.frames], start)
         behind = self._backward_states(inputs)[: cut.frames]
-        left = replace(state, pending=state.pending[cut.frames :].clone(), forward=ahead[-1])
-        return self._log_probs(ahead + behind)[:, 0], left
+        return self._log_probs(ahead + behind), ahead[-1]
 
     def _join(self, chunks: list[Tensor]) -> Tensor:
         return torch.cat(chunks) if chunks else self.output.bias.new_zeros(0, self.config.symbols)
 
-    def _recurrent_inputs(self, padded: Tensor) -> Tensor:
-        """(B, T + 2 C, F) -> (B, N, H): layers 1 to 3 and W4 h3 + b4, for every window that is complete."""
+    def _windows(self, padded: Tensor) -> Tensor:
+        """(..., T + 2 C, F) -> (..., N, (2 C + 1) F): every window that is complete."""
         size, stride = 2 * self.config.context + 1, self.config.stride
-        if padded.shape[1] < size:
-            return padded.new_zeros(len(padded), 0, self.config.width)
-        hidden = padded.unfold(1, size, stride).transpose(2, 3).flatten(2)  # (B, N, (2 C + 1) F)
+        if padded.shape[-2] < size:
+            return padded.new_zeros(*padded.shape[:-2], 0, size * self.config.features)
+        return padded.unfold(-2, size, stride).transpose(-1, -2).flatten(-2)
+
+    def _recurrent_inputs(self, windows: Tensor) -> Tensor:
+        """(..., (2 C + 1) F) -> (..., H): layers 1 to 3 and W4 h3 + b4."""
+        hidden = windows
         for layer in self.dense:
             hidden = layer(hidden)
         inputs: Tensor = self.recurrent_norm(self.recurrent_input(hidden))

@@ -6,6 +6,28 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asr_server.security_options import SecurityOptions
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How streams share steps (batching.py). Times in seconds."""
+
+    max_batch: int = 64  # streams in a step
+    target: float = 0.08  # a step takes no more streams than pass the line in this time
+    live: float = 0.06  # how long audio that is being spoken may wait for company
+    final: float = 0.02  # how long the end of an utterance may wait
+    bulk: float = 0.5  # how long recordings sent at once may wait
+
+    def __post_init__(self) -> None:
+        if self.max_batch < 1 or self.target <= 0 or min(self.live, self.final, self.bulk) < 0:
+            raise ValueError(
+                f"max_batch {self.max_batch}, target {self.target}, live {self.live}, final {self.final}, "
+                f"bulk {self.bulk}: at least one stream, a target above 0, waits that are not negative"
+            )
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -15,7 +37,18 @@ class Limits:
     unary_seconds: float = 600.0
     stream_seconds: float = 4 * 3600.0
     idle_seconds: float = 60.0  # between two messages of a stream
-    calls: int = 200  # at once; more are refused, because queueing would only make all of them late
+    ahead_seconds: float = 10.0  # of audio that a caller may be ahead of the recognizer; then it is read no further
+    lag_seconds: float = 2.0  # by which the engine may be late before new calls are refused
+    calls: int = 256  # at once; more are refused, because queueing would only make all of them late
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What operators get to see."""
+
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None  # of the Prometheus endpoint; None: none, 0: any free one
+    trace_endpoint: str | None = None  # of an OTLP collector, http://HOST:4317
 
 
 @dataclass(frozen=True)
@@ -25,16 +58,24 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 50051  # 0: any free one
     models: tuple[Path, ...] = ()  # folders that hold bundles of both kinds; none: the shipped ones
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # that work on speech
+    language_models: tuple[Path, ...] = ()  # folders of KenLM files that calls can name
+    precision: str = "auto"  # of the network's products: precision.PRECISIONS, or what this machine computes fastest
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # of the network and the searches
     message_bytes: int = 32 << 20  # largest message taken in
     drain_seconds: float = 10.0  # for calls in progress when the server is told to stop
+    reload_seconds: float = 10.0  # between looks at the models' folders; 0: only on SIGHUP
     limits: Limits = field(default_factory=Limits)
+    batching: BatchOptions = field(default_factory=BatchOptions)
+    security: SecurityOptions = field(default_factory=SecurityOptions)
+    telemetry: Telemetry = field(default_factory=Telemetry)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port {self.port} must be between 0 and 65535")
         if self.threads < 1 or self.limits.calls < 1:
             raise ValueError(f"threads {self.threads} and calls {self.limits.calls} must be at least 1")
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"precision is {self.precision!r}. Select one of {('auto', *PRECISIONS)}")
 
 
 @dataclass(frozen=True)
@@ -44,3 +85,4 @@ class Running:
     address: str  # HOST:PORT
     speech_models: tuple[str, ...]
     vision_models: tuple[str, ...]
+    metrics_port: int | None = None  # of the Prometheus endpoint

@@ -1,20 +1,39 @@
 """Plain samples: interleaved little-endian numbers of one of a few codecs, cut anywhere.
 
-Every source of samples (this one, wav.py, flac.py) has the same two verbs: `feed(data)` returns the samples that
-are complete so far and `flush()` the rest, both as float32 of shape (S,), the first channel, in [-1, 1].
+Every source of samples (this one, wav.py, flac.py, opus.py, mp3.py, amr.py) has the same two verbs: `feed(data)`
+returns the samples that are complete so far and `flush()` the rest, both as float32 of shape (C, S) in [-1, 1], for C
+channels of S samples each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Samples = npt.NDArray[np.float32]  # (S,), mono, in [-1, 1]
+ChannelSamples = npt.NDArray[np.float32]  # (C, S), in [-1, 1]
 
-NOTHING: Samples = np.zeros(0, dtype=np.float32)
+NOTHING: ChannelSamples = np.zeros((1, 0), dtype=np.float32)
+
+# A few bytes can stand for minutes of silence, so what one call may yield is bounded, not only what it eats.
+MAX_SAMPLES_PER_FEED = 1 << 23  # of all channels together
+
+
+def join(parts: Iterable[ChannelSamples]) -> ChannelSamples:
+    """One array of the parts, which are not asked for when those before them were too many."""
+    kept, count = [], 0
+    for part in parts:
+        count += part.size
+        if count > MAX_SAMPLES_PER_FEED:
+            raise ValueError(f"the audio expands to more than {MAX_SAMPLES_PER_FEED} samples at once")
+        if part.size:
+            kept.append(part)
+    if len(kept) > 1:
+        return np.concatenate(kept, axis=1)
+    return kept[0] if kept else NOTHING
 
 
 def _mulaw_table() -> Samples:
@@ -79,7 +98,7 @@ ALAW = Codec("ALAW", 1, lambda data: _ALAW[np.frombuffer(data, np.uint8)])
 class Header:
     """What a source says about its own samples."""
 
-    container: str  # "", "WAV" or "FLAC"
+    container: str  # as a name for readers, such as "WAV"; "" where there is none
     encoding: str
     sample_rate: int  # Hz
     channels: int
@@ -94,13 +113,13 @@ class PcmSource:
         self._frame = codec.width * channels  # bytes of one sample of every channel
         self._tail = b""  # an incomplete frame
 
-    def feed(self, data: bytes) -> Samples:
+    def feed(self, data: bytes) -> ChannelSamples:
         data = self._tail + data
         whole = len(data) - len(data) % self._frame
         self._tail = data[whole:]
-        return self._codec.decode(data[:whole])[:: self.header.channels]
+        return self._codec.decode(data[:whole]).reshape(-1, self.header.channels).T
 
-    def flush(self) -> Samples:
+    def flush(self) -> ChannelSamples:
         """Half a sample cannot be played; it is dropped."""
         self._tail = b""
         return NOTHING

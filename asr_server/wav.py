@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from asr_server import pcm
-from asr_server.pcm import Codec, Header, PcmSource, Samples
+from asr_server.pcm import ChannelSamples, Codec, Header, PcmSource
 
 MAGICS = (b"RIFF", b"RF64")  # RF64 is the variant for files over 4 GiB
 
@@ -39,7 +39,7 @@ class WavSource:
         self._skip = 12  # bytes to pass over: "RIFF", length, "WAVE", later chunks nobody needs
         self._left: int | None = None  # bytes of the data chunk still to come; None: up to the end
 
-    def feed(self, data: bytes) -> Samples:
+    def feed(self, data: bytes) -> ChannelSamples:
         if self.header is None:
             data = self._read_header(self._buffer + data)
         if self._samples is None:
@@ -49,7 +49,7 @@ class WavSource:
             self._left -= len(data)
         return self._samples.feed(data)
 
-    def flush(self) -> Samples:
+    def flush(self) -> ChannelSamples:
         if self._samples is None:
             raise ValueError("the WAV header is incomplete: the audio ended before a 'data' chunk")
         return self._samples.flush()

@@ -13,7 +13,7 @@ import soundfile
 
 from asr_server.audio import AudioDecoder, AudioFormat
 from asr_server.flac import FlacSource
-from asr_server.pcm import ALAW, MULAW
+from asr_server.pcm import ALAW, MULAW, ChannelSamples
 
 RATE = 16000
 LINEAR16 = AudioFormat("LINEAR16", RATE)
@@ -32,10 +32,21 @@ def encode(samples: npt.NDArray[np.int16], rate: int = RATE, container: str = "W
     return file.getvalue()
 
 
+def decode_channels(data: bytes, audio_format: AudioFormat, cuts: list[int] | None = None) -> ChannelSamples:
+    decoder = AudioDecoder(audio_format, RATE, separate_channels=True)
+    pieces = [decoder.feed(data[a:b]) for a, b in pairwise([0, *(cuts or []), len(data)])]
+    pieces = [*pieces, decoder.flush()]
+    assert all(piece.flags.c_contiguous and piece.dtype == np.float32 for piece in pieces)
+    joined: ChannelSamples = np.concatenate([piece for piece in pieces if piece.size] or pieces[-1:], axis=1)
+    return joined
+
+
 def decode(data: bytes, audio_format: AudioFormat, cuts: list[int] | None = None) -> npt.NDArray[np.float32]:
     decoder = AudioDecoder(audio_format, RATE)
     pieces = [decoder.feed(data[a:b]) for a, b in pairwise([0, *(cuts or []), len(data)])]
-    return np.concatenate([*pieces, decoder.flush()])
+    joined: ChannelSamples = np.concatenate([*pieces, decoder.flush()], axis=1)
+    (samples,) = joined
+    return np.asarray(samples)
 
 
 def random_cuts(size: int, count: int, seed: int) -> list[int]:
@@ -52,6 +63,7 @@ RECORDINGS = {
         AudioFormat("LINEAR16", 44100, 2),
     ),
     "mulaw": (np.random.default_rng(1).bytes(5000), AudioFormat("MULAW", 8000)),
+    "alaw": (np.random.default_rng(1).bytes(5000), AudioFormat("ALAW", 8000)),
     "wav": (encode(tone(0.7)), AudioFormat()),
     "wav-48k-24bit": (encode(tone(0.3, 48000), 48000, subtype="PCM_24"), AudioFormat()),
     "wav-mulaw": (encode(tone(0.7, 8000), 8000, subtype="ULAW"), AudioFormat()),
@@ -72,6 +84,21 @@ def test_any_cut_gives_the_same_samples(name: str) -> None:
     for seed in range(6):
         pieces = decode(data, audio_format, random_cuts(len(data), 40, seed))
         assert np.array_equal(pieces, whole)
+
+
+@pytest.mark.parametrize("container", ["", "WAV", "FLAC"])
+@pytest.mark.parametrize(("rate", "channels"), [(RATE, 2), (8000, 2), (48000, 5), (RATE, 8)])
+def test_separate_channels_are_those_decoded_alone(container: str, rate: int, channels: int) -> None:
+    one = tone(0.4, rate)
+    samples = np.stack([np.roll(one, 7 * c) // (c + 1) for c in range(channels)], 1)
+    if container:
+        data, audio_format = encode(samples, rate, container), AudioFormat()
+    else:
+        data, audio_format = samples.tobytes(), AudioFormat("LINEAR16", rate, channels)
+    alone = [decode(samples[:, c].tobytes(), AudioFormat("LINEAR16", rate)) for c in range(channels)]
+    assert np.array_equal(decode_channels(data, audio_format), alone)
+    assert np.array_equal(decode_channels(data, audio_format, random_cuts(len(data), 40, 0)), alone)
+    assert np.array_equal(decode(data, audio_format), alone[0])
 
 
 @pytest.mark.parametrize("name", ["wav", "flac", "wav-mulaw"])
@@ -103,7 +130,7 @@ def test_flac_streams() -> None:
     """Samples come out while the file still comes in."""
     data = encode(tone(4), container="FLAC")
     decoder = AudioDecoder(AudioFormat("FLAC"), RATE)
-    assert len(decoder.feed(data[: len(data) // 2])) > RATE
+    assert decoder.feed(data[: len(data) // 2]).shape[1] > RATE
 
 
 def test_g711_known_values() -> None:
@@ -170,11 +197,16 @@ def test_header_against_request(audio_format: AudioFormat, text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("AMR", 8000), "bad encoding.*AMR.*Select one of {LINEAR16, MULAW, FLAC}"),
+        (
+            ("SPEEX_WITH_HEADER_BYTE", 16000),
+            "bad encoding. SPEEX_WITH_HEADER_BYTE is not supported. Select one of {LINEAR16, MULAW, ALAW, FLAC, OGG_O",
+        ),
         (("LINEAR16", 7999), "bad sample rate hertz. It is 7999; it must be between 8000 and 48000"),
         (("LINEAR16", 48001), "bad sample rate hertz"),
         (("LINEAR16", 16000, 9), "between 1 and 8"),
         (("MULAW", 8000, 2), "MULAW audio has one channel, not 2"),
+        (("ALAW", 8000, 2), "ALAW audio has one channel, not 2"),
+        (("OGG_OPUS", 44100), "It is 44100; for OGG_OPUS, select one of {8000, 12000, 16000, 24000, 48000}"),
     ],
 )
 def test_impossible_formats(arguments: tuple[str, int], text: str) -> None:
@@ -185,7 +217,7 @@ def test_impossible_formats(arguments: tuple[str, int], text: str) -> None:
 @pytest.mark.parametrize(
     ("data", "audio_format", "text"),
     [
-        (bytes(100), AudioFormat(), "unspecified and the audio has no WAV or FLAC header"),
+        (bytes(100), AudioFormat(), "unspecified and the audio has no WAV, FLAC, Ogg, WebM, MP3 or AMR header"),
         (bytes(100), AudioFormat("LINEAR16"), "bad sample rate hertz. It is 0"),
         (bytes(100), AudioFormat("FLAC"), "the bytes 'fLaC' are missing"),
         (encode(tone(0.1))[:30], AudioFormat(), "WAV header is incomplete"),
@@ -209,7 +241,7 @@ def test_damaged_flac_frame_is_refused() -> None:
 
 
 def test_flac_that_expands_too_far_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asr_server.flac.MAX_SAMPLES_PER_FEED", 10000)
+    monkeypatch.setattr("asr_server.pcm.MAX_SAMPLES_PER_FEED", 10000)
     source = FlacSource()
     with pytest.raises(ValueError, match="at most 10000 at once"):
         source.feed(encode(np.zeros(RATE * 2, np.int16), container="FLAC"))

@@ -10,6 +10,7 @@ from asr_server import bundle
 from asr_server.alphabet import Alphabet
 from asr_server.beam_search import DecodingOptions
 from asr_server.bundle import BundleError, SpeechBundle
+from asr_server.calibration import Calibration, ConfidenceMap
 from asr_server.features import FeatureConfig, Features
 from asr_server.model import DeepSpeech, DeepSpeechConfig
 from tests import toy_arpa
@@ -87,12 +88,40 @@ def test_find_lists_speech_bundles_only(tmp_path: Path) -> None:
         ({"language_model": "../lm.binary"}, "not a file name in this folder"),
         ({"language_model": "/etc/passwd"}, "not a file name in this folder"),
         ({"language_model": "absent.binary"}, "does not exist"),
+        ({"calibration": [1, 1, 0]}, r"calibration is \[1, 1, 0\], not an object"),
+        ({"calibration": None}, "calibration is None, not an object"),
+        (
+            {"calibration": {"letters": {}}},
+            r"calibration has unknown keys \['letters'\]. Select from \['words', 'utter",
+        ),
+        ({"calibration": {"words": 0.5}}, "calibration: words is 0.5, not an object"),
+        ({"calibration": {"words": {"d": 1.0}}}, r"words has unknown keys \['d'\]"),
+        ({"calibration": {"words": {"a": "1"}}}, "words: a is '1', of the wrong type"),
+        ({"calibration": {"utterances": {"c": True}}}, "utterances: c is True, of the wrong type"),
+        ({"calibration": {"utterances": {"b": -0.1}}}, "b of a confidence map is -0.1: from 0 to 100"),
+        ({"calibration": {"words": {"a": float("nan")}}}, "a of a confidence map is nan"),
+        ({"calibration": {"words": {"c": float("inf")}}}, "c of a confidence map is inf: from -100 to 100"),
+        ({"calibration": {"words": {"a": 10**400}}}, "a of a confidence map is 1000"),
     ],
 )
 def test_wrong_descriptions_are_refused(saved: Path, values: dict[str, Any], text: str) -> None:
     change(saved, **values)
     with pytest.raises(BundleError, match=text):
         bundle.load(saved)
+
+
+def test_a_calibration_is_kept(saved: Path) -> None:
+    """And where confidences were not measured, none is written, so that older versions read the bundle too."""
+    assert "calibration" not in json.loads((saved / "bundle.json").read_text())
+    assert bundle.load(saved).calibration == Calibration()
+    fitted = Calibration(ConfidenceMap(0.4, 0.4), ConfidenceMap(2.0, 0.25, -0.5))
+    bundle.save(replace(small(saved), calibration=fitted))
+    assert bundle.load(saved).calibration == fitted
+
+
+def test_what_a_calibration_leaves_out_is_the_identity(saved: Path) -> None:
+    change(saved, calibration={"words": {"a": 2, "b": 0.5}})
+    assert bundle.load(saved).calibration == Calibration(ConfidenceMap(2.0, 0.5, 0.0), ConfidenceMap())
 
 
 def test_a_link_does_not_lead_out(saved: Path, tmp_path: Path) -> None:

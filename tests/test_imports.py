@@ -17,7 +17,18 @@ PACKAGES = ("asr_server", "vision_zoo", "training")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # The outermost files: they speak gRPC, everything below them is plain synchronous code.
-GRPC_FILES = {"service.py", "server.py", "client.py", "cli.py", "smoke.py", "healthcheck.py"}
+GRPC_FILES = {
+    "service.py",
+    "auth_interceptor.py",
+    "gate.py",
+    "transport.py",
+    "telemetry_interceptor.py",
+    "server.py",
+    "client.py",
+    "cli.py",
+    "smoke.py",
+    "healthcheck.py",
+}
 GRPC_NAMES = {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
 LIGHTNING_NAMES = {"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
 COMPOSITION_ROOT = Path("asr_server/server.py")

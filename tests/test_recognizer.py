@@ -166,7 +166,7 @@ def test_waiting_keeps_no_audio(engine: Engine) -> None:
     held = []
     for _ in range(30):
         stream.feed(silence(2.0))
-        held.append(len(stream._utterance.kept) + len(stream._waiting))
+        held.append(len(stream.utterance.kept) + stream._waiting.size)
     assert max(held) <= max(held[:3]) < RATE
 
 

@@ -298,8 +298,8 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
         ({"sample_rate_hertz": 7999}, "bad sample rate hertz. It is 7999; it must be between 8000 and 48000"),
         ({"sample_rate_hertz": 96000}, "bad sample rate hertz"),
         (
-            {"encoding": Config.OGG_OPUS},
-            "bad encoding. OGG_OPUS is not supported. Select one of {LINEAR16, MULAW, FLAC}",
+            {"encoding": Config.SPEEX_WITH_HEADER_BYTE},
+            "bad encoding. SPEEX_WITH_HEADER_BYTE is not supported. Select one of {LINEAR16, MULAW, ALAW, FLAC, OGG_O",
         ),
         ({"encoding": 77}, "bad encoding. number 77"),
         ({"encoding": 0}, "bad encoding. It is unspecified"),
@@ -310,7 +310,6 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
         ({"max_alternatives": 31}, "bad max_alternatives. It is 31; it must be between 0 and 30"),
         ({"max_alternatives": -1}, "bad max_alternatives"),
         ({"audio_channel_count": 9}, "bad audio_channel_count. It is 9"),
-        ({"audio_channel_count": 2, "enable_separate_recognition_per_channel": True}, "per_channel is not supported"),
         ({"diarization_config": pb.SpeakerDiarizationConfig(enable_speaker_diarization=True)}, "diarization_config"),
     ],
 )

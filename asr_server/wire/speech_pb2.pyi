@@ -183,6 +183,8 @@ class RecognitionConfig(_message.Message):
         SPEEX_WITH_HEADER_BYTE: RecognitionConfig._AudioEncoding.ValueType  # 7
         MP3: RecognitionConfig._AudioEncoding.ValueType  # 8
         WEBM_OPUS: RecognitionConfig._AudioEncoding.ValueType  # 9
+        ALAW: RecognitionConfig._AudioEncoding.ValueType  # 20
+        """ours: G.711 A-law; the number is Riva's"""
 
     class AudioEncoding(_AudioEncoding, metaclass=_AudioEncodingEnumTypeWrapper): ...
     ENCODING_UNSPECIFIED: RecognitionConfig.AudioEncoding.ValueType  # 0
@@ -195,6 +197,28 @@ class RecognitionConfig(_message.Message):
     SPEEX_WITH_HEADER_BYTE: RecognitionConfig.AudioEncoding.ValueType  # 7
     MP3: RecognitionConfig.AudioEncoding.ValueType  # 8
     WEBM_OPUS: RecognitionConfig.AudioEncoding.ValueType  # 9
+    ALAW: RecognitionConfig.AudioEncoding.ValueType  # 20
+    """ours: G.711 A-law; the number is Riva's"""
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     ENCODING_FIELD_NUMBER: _builtins.int
     SAMPLE_RATE_HERTZ_FIELD_NUMBER: _builtins.int
@@ -216,6 +240,7 @@ class RecognitionConfig(_message.Message):
     ENABLE_SPOKEN_PUNCTUATION_FIELD_NUMBER: _builtins.int
     ENABLE_SPOKEN_EMOJIS_FIELD_NUMBER: _builtins.int
     TRANSCRIPT_NORMALIZATION_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     encoding: Global___RecognitionConfig.AudioEncoding.ValueType
     """May be left out when the audio opens with a WAV or FLAC header."""
     sample_rate_hertz: _builtins.int
@@ -227,12 +252,11 @@ class RecognitionConfig(_message.Message):
     profanity_filter: _builtins.bool
     """accepted"""
     audio_channel_count: _builtins.int
-    """1 to 8; the first channel is transcribed."""
+    """1 to 8; the first channel is transcribed, or each of them:"""
     enable_word_time_offsets: _builtins.bool
     enable_automatic_punctuation: _builtins.bool
     """accepted"""
     enable_separate_recognition_per_channel: _builtins.bool
-    """refused when true and there are more channels than one"""
     model: _builtins.str
     """A bundle's name, or empty for the default one."""
     use_enhanced: _builtins.bool
@@ -240,7 +264,7 @@ class RecognitionConfig(_message.Message):
     enable_word_confidence: _builtins.bool
     @_builtins.property
     def speech_contexts(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeechContext]:
-        """accepted"""
+        """Phrases to listen for; `adaptation` supersedes them."""
 
     @_builtins.property
     def metadata(self) -> Global___RecognitionMetadata:
@@ -255,9 +279,7 @@ class RecognitionConfig(_message.Message):
         """refused when enabled"""
 
     @_builtins.property
-    def adaptation(self) -> Global___SpeechAdaptation:
-        """accepted"""
-
+    def adaptation(self) -> Global___SpeechAdaptation: ...
     @_builtins.property
     def enable_spoken_punctuation(self) -> _wrappers_pb2.BoolValue:
         """accepted"""
@@ -268,7 +290,13 @@ class RecognitionConfig(_message.Message):
 
     @_builtins.property
     def transcript_normalization(self) -> Global___TranscriptNormalization:
-        """accepted"""
+        """Replacements in the transcripts, in order."""
+
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Ours alone: decoding and endpointing of this call, as docs/speech-api.md lists. Metadata `earsight-NAME` does the
+        same for clients of Google's contract.
+        """
 
     def __init__(
         self,
@@ -293,10 +321,11 @@ class RecognitionConfig(_message.Message):
         enable_spoken_punctuation: _wrappers_pb2.BoolValue | None = ...,
         enable_spoken_emojis: _wrappers_pb2.BoolValue | None = ...,
         transcript_normalization: Global___TranscriptNormalization | None = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "diarization_config", b"diarization_config", "enable_spoken_emojis", b"enable_spoken_emojis", "enable_spoken_punctuation", b"enable_spoken_punctuation", "metadata", b"metadata", "transcript_normalization", b"transcript_normalization"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "alternative_language_codes", b"alternative_language_codes", "audio_channel_count", b"audio_channel_count", "diarization_config", b"diarization_config", "enable_automatic_punctuation", b"enable_automatic_punctuation", "enable_separate_recognition_per_channel", b"enable_separate_recognition_per_channel", "enable_spoken_emojis", b"enable_spoken_emojis", "enable_spoken_punctuation", b"enable_spoken_punctuation", "enable_word_confidence", b"enable_word_confidence", "enable_word_time_offsets", b"enable_word_time_offsets", "encoding", b"encoding", "language_code", b"language_code", "max_alternatives", b"max_alternatives", "metadata", b"metadata", "model", b"model", "profanity_filter", b"profanity_filter", "sample_rate_hertz", b"sample_rate_hertz", "speech_contexts", b"speech_contexts", "transcript_normalization", b"transcript_normalization", "use_enhanced", b"use_enhanced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptation", b"adaptation", "alternative_language_codes", b"alternative_language_codes", "audio_channel_count", b"audio_channel_count", "diarization_config", b"diarization_config", "enable_automatic_punctuation", b"enable_automatic_punctuation", "enable_separate_recognition_per_channel", b"enable_separate_recognition_per_channel", "enable_spoken_emojis", b"enable_spoken_emojis", "enable_spoken_punctuation", b"enable_spoken_punctuation", "enable_word_confidence", b"enable_word_confidence", "enable_word_time_offsets", b"enable_word_time_offsets", "encoding", b"encoding", "language_code", b"language_code", "max_alternatives", b"max_alternatives", "metadata", b"metadata", "model", b"model", "profanity_filter", b"profanity_filter", "sample_rate_hertz", b"sample_rate_hertz", "settings", b"settings", "speech_contexts", b"speech_contexts", "transcript_normalization", b"transcript_normalization", "use_enhanced", b"use_enhanced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -641,7 +670,7 @@ class RecognizeResponse(_message.Message):
 
     @_builtins.property
     def total_billed_time(self) -> _duration_pb2.Duration:
-        """never set"""
+        """seconds of audio, rounded up"""
 
     @_builtins.property
     def speech_adaptation_info(self) -> Global___SpeechAdaptationInfo:
@@ -672,6 +701,7 @@ class SpeechRecognitionResult(_message.Message):
     RESULT_END_TIME_FIELD_NUMBER: _builtins.int
     LANGUAGE_CODE_FIELD_NUMBER: _builtins.int
     channel_tag: _builtins.int
+    """from 1, where channels are recognised separately"""
     language_code: _builtins.str
     @_builtins.property
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeechRecognitionAlternative]:

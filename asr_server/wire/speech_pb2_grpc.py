@@ -72,7 +72,7 @@ class SpeechServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LongRunningRecognize(self, request, context):
-        """Part of the contract, always answered with UNIMPLEMENTED.
+        """A long recording, recognised in the background: the answer is an operation to ask for with google.longrunning.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class SpeechStub:
     `streaming_config` comes first, then messages with `audio_content`.
     """
     LongRunningRecognize: _grpc.UnaryUnaryMultiCallable[_speech_pb2.LongRunningRecognizeRequest, _speech_pb2.Operation]
-    """Part of the contract, always answered with UNIMPLEMENTED."""
+    """A long recording, recognised in the background: the answer is an operation to ask for with google.longrunning."""
 
 @_typing.type_check_only
 class SpeechAsyncStub(SpeechStub):
@@ -62,7 +62,7 @@ class SpeechAsyncStub(SpeechStub):
     `streaming_config` comes first, then messages with `audio_content`.
     """
     LongRunningRecognize: _aio.UnaryUnaryMultiCallable[_speech_pb2.LongRunningRecognizeRequest, _speech_pb2.Operation]  # type: ignore[assignment]
-    """Part of the contract, always answered with UNIMPLEMENTED."""
+    """A long recording, recognised in the background: the answer is an operation to ask for with google.longrunning."""
 
 class SpeechServicer(metaclass=_abc_1.ABCMeta):
     """Speech to text. Served under this name and as `google.cloud.speech.v1.Speech`."""
@@ -91,6 +91,6 @@ class SpeechServicer(metaclass=_abc_1.ABCMeta):
         request: _speech_pb2.LongRunningRecognizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_speech_pb2.Operation, _abc.Awaitable[_speech_pb2.Operation]]:
-        """Part of the contract, always answered with UNIMPLEMENTED."""
+        """A long recording, recognised in the background: the answer is an operation to ask for with google.longrunning."""
 
 def add_SpeechServicer_to_server(servicer: SpeechServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

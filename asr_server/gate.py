@@ -1,0 +1,118 @@
+"""The way into the speech services: who is let in, and with what status a call ends where something is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from asr_server import logs
+from asr_server.messages import Call
+from asr_server.metrics import Metrics
+from asr_server.options import Limits
+from asr_server.quotas import CURRENT, QuotaError
+from asr_server.session import Line, Session
+
+OUT_OF_RANGE = grpc.StatusCode.OUT_OF_RANGE
+_AUDIO_TIMEOUT = (
+    "Audio Timeout Error: Long duration elapsed without audio. Audio should be sent close to real time. "
+    "Nothing came for {} seconds."
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class StatusError(Exception):
+    """An answer with a status other than INVALID_ARGUMENT, which ValueErrors become."""
+
+    def __init__(self, code: grpc.StatusCode, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Gate:
+    """Counts the calls of all speech contracts together, and opens their sessions."""
+
+    def __init__(self, line: Line, limits: Limits, metrics: Metrics) -> None:
+        self.line = line
+        self.limits = limits
+        self.metrics = metrics
+        self._calls = 0
+
+    @asynccontextmanager
+    async def answering(self, context: Context) -> AsyncIterator[None]:
+        """Lets a call in or refuses it at once, and ends it with a status where something is wrong."""
+        if refusal := self._refusal():
+            self.metrics.rejected("overload")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+        self._calls += 1
+        try:
+            yield
+        except StatusError as error:
+            await context.abort(error.code, str(error))
+        except QuotaError:
+            raise  # the interceptor knows the status and when to try again
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Exception:
+            logger.exception("a call failed")
+            await context.abort(grpc.StatusCode.INTERNAL, "The server failed on this call; its log says why.")
+        finally:
+            self._calls -= 1
+
+    @contextmanager
+    def session(self, call: Call, *, is_bulk: bool = False) -> Iterator[Session]:
+        """A stream's, or with `is_bulk` that of a recording sent at once."""
+        limits = self.limits
+        seconds = limits.unary_seconds if is_bulk else limits.stream_seconds
+        account = CURRENT.get().quota
+        session = Session(
+            self.line,
+            call,
+            _too_long_recording(seconds) if is_bulk else _too_long_stream(seconds),
+            max_seconds=seconds,
+            ahead_seconds=limits.ahead_seconds,
+            charge=account.charge_audio,
+            is_bulk=is_bulk,
+        )
+        logs.note(model=call.engine.name)
+        self.metrics.streams_open(call.engine.name, 1)
+        try:
+            yield session
+        finally:
+            session.close()
+            self.metrics.streams_open(call.engine.name, -1)
+            self.metrics.audio(call.engine.name, session.seconds)
+            if session.latency is not None:
+                self.metrics.final_latency(session.latency)
+
+    async def next(self, requests: AsyncIterator[T]) -> T | None:
+        """The next message, None after the last; OUT_OF_RANGE when none comes for too long."""
+        try:
+            return await asyncio.wait_for(anext(requests, None), self.limits.idle_seconds)
+        except TimeoutError:
+            raise StatusError(OUT_OF_RANGE, _AUDIO_TIMEOUT.format(f"{self.limits.idle_seconds:g}")) from None
+
+    def _refusal(self) -> str | None:
+        """Why no further call is let in; queueing it would only make all of them late."""
+        if self._calls >= self.limits.calls:
+            return f"{self._calls} calls are in progress, which is the limit. Try later."
+        lag = self.line.scheduler.lag
+        if lag > self.limits.lag_seconds:
+            return f"The server is {lag:.1f} seconds behind, more than {self.limits.lag_seconds:g}. Try later."
+        return None
+
+
+def _too_long_stream(seconds: float) -> Callable[[], Exception]:
+    return lambda: StatusError(OUT_OF_RANGE, f"Exceeded maximum allowed stream duration of {seconds:g} seconds.")
+
+
+def _too_long_recording(seconds: float) -> Callable[[], Exception]:
+    return lambda: ValueError(f"Sync input too long: it has more than {seconds:g} seconds of audio.")
