@@ -6,21 +6,26 @@
     lm.binary           optional KenLM model (of language_model_unit: words or characters), with lm.words beside it
     README.md           model card: training data, licence, measured results
 
-Only JSON, safetensors and KenLM files are read, never a pickle, and no name in the folder leads out of it.
+Only JSON, safetensors and KenLM files are read, never a pickle, and no name in the folder leads out of it, by a link
+neither. A broken or hostile bundle is a BundleError, at a cost that its files' sizes bound: what bundle.json declares
+reserves no memory.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import save_file
 
+from asr_server import weights
 from asr_server.alphabet import Alphabet
 from asr_server.beam_search import DecodingOptions
+from asr_server.bundle_folder import BundleError, inside, read_text
 from asr_server.calibration import Calibration, ConfidenceMap
 from asr_server.features import FeatureConfig, Features
 from asr_server.language_model import UNITS, LanguageModel
@@ -31,12 +36,12 @@ DESCRIPTION, WEIGHTS, CARD = "bundle.json", "model.safetensors", "README.md"
 KEYS = ("kind", "name", "version", "model", "features", "alphabet", "decoding", "language_model", "language_code")
 UNIT = "language_model_unit"  # optional: "word", or "character" for a model that spells
 CALIBRATION = "calibration"  # optional: {"words": a map of confidences, "utterances": another}
+MAX_RATE, MAX_WINDOW, MAX_FILTERS = 192_000, 1 << 14, 1024  # Hz, samples, filter banks
+MAX_CHUNK = 10_000  # output frames, with the right context; a stream holds so many
+MAX_BEAM_WIDTH = 1024  # as settings.py allows its callers
 SHIPPED = Path(__file__).parent / "models"  # the bundles of the package
+__all__ = ["BundleError", "SpeechBundle", "described", "find", "identity", "load", "save"]
 Config = TypeVar("Config")
-
-
-class BundleError(ValueError):
-    """A folder that is not a bundle this version can load; the text names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,18 @@ def find(folder: Path) -> list[Path]:
     """Bundle folders of kind speech directly under a models directory, sorted by name."""
     if not folder.is_dir():
         raise BundleError(f"models directory {str(folder)!r} does not exist")
-    described = [path.parent for path in sorted(folder.glob(f"*/{DESCRIPTION}"))]
-    return [path for path in described if _description(path).get("kind") == KIND]
+    return [path for path in described(folder) if identity(path)[0] == KIND]
+
+
+def described(folder: Path) -> list[Path]:
+    """Bundle folders of any kind directly under a models directory, sorted by name."""
+    return [path.parent for path in sorted(folder.glob(f"*/{DESCRIPTION}"))]
+
+
+def identity(folder: Path) -> tuple[object, object]:
+    """Kind and name as its description has them; BundleError when that cannot be read."""
+    description = _description(folder)
+    return description.get("kind"), description.get("name")
 
 
 def load(folder: Path) -> SpeechBundle:
@@ -76,16 +91,18 @@ def load(folder: Path) -> SpeechBundle:
             f"{where}: keys {wrong} are unknown or missing; a speech bundle has {list(KEYS)} "
             f"and may have {UNIT!r} and {CALIBRATION!r}"
         )
-    features = Features(_config(FeatureConfig, description["features"], f"{where}: features"))
+    front = _config(FeatureConfig, description["features"], f"{where}: features")
     config = _config(DeepSpeechConfig, description["model"], f"{where}: model")
+    decoding = _config(DecodingOptions, description["decoding"], f"{where}: decoding")
+    _bounded(where, front, config, decoding)
+    features = Features(front)
     alphabet = _alphabet(description["alphabet"], where)
     if (config.features, config.symbols) != (features.config.size, len(alphabet)):
         raise BundleError(
             f"{where}: the model takes {config.features} features and gives {config.symbols} symbols, "
             f"but there are {features.config.size} and {len(alphabet)}"
         )
-    model = DeepSpeech(config)
-    _load_weights(folder / WEIGHTS, features, model)
+    model = _load_network(folder, config, features)
     return SpeechBundle(
         name=_text(description, "name", where),
         version=_text(description, "version", where),
@@ -94,7 +111,7 @@ def load(folder: Path) -> SpeechBundle:
         model=model,
         alphabet=alphabet,
         language_model=_language_model(folder, description["language_model"], description.get(UNIT, UNITS[0])),
-        decoding=_config(DecodingOptions, description["decoding"], f"{where}: decoding"),
+        decoding=decoding,
         language_code=_text(description, "language_code", where),
         card=_card(folder),
         calibration=_calibration(description.get(CALIBRATION, {}), f"{where}: {CALIBRATION}"),
@@ -141,10 +158,10 @@ def _tensors(features: Features, model: DeepSpeech) -> list[tuple[str, str, Any]
 def _description(folder: Path) -> dict[str, Any]:
     where = folder / DESCRIPTION
     try:
-        description = json.loads(where.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{where}: cannot be read: {error.strerror}. A bundle is a folder with this file") from error
-    except ValueError as error:
+        description = json.loads(read_text(folder, DESCRIPTION))
+    except BundleError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: not JSON: {error}") from error
     if not isinstance(description, dict):
         raise BundleError(f"{where}: holds a {type(description).__name__}, not an object")
@@ -168,8 +185,24 @@ def _config(kind: type[Config], values: object, where: str) -> Config:
             raise BundleError(f"{where}: {name} is {value!r}, of the wrong type; {example!r} would fit")
     try:
         return kind(**values)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise BundleError(f"{where}: {error}") from error
+
+
+def _bounded(where: Path, features: FeatureConfig, model: DeepSpeechConfig, decoding: DecodingOptions) -> None:
+    """Sizes that no tensor in the file answers for; a server reserves memory by them."""
+    sizes = (
+        ("sample_rate", features.sample_rate, MAX_RATE),
+        ("window in samples", features.window, MAX_WINDOW),
+        ("filters", features.filters, MAX_FILTERS),
+        ("chunk and right context", (model.chunk or 0) + model.right, MAX_CHUNK),
+        ("beam_width", decoding.beam_width, MAX_BEAM_WIDTH),
+    )
+    for name, value, most in sizes:
+        if value > most:
+            raise BundleError(f"{where}: {name} is {value}: at most {most}")
+    if not math.isfinite(model.clip):
+        raise BundleError(f"{where}: clip is {model.clip}: a finite number")
 
 
 def _calibration(values: object, where: str) -> Calibration:
@@ -202,24 +235,20 @@ def _text(description: dict[str, Any], key: str, where: Path) -> str:
     return value
 
 
-def _load_weights(path: Path, features: Features, model: DeepSpeech) -> None:
-    """Load with exactly the expected names and shapes, and freeze."""
+def _load_network(folder: Path, config: DeepSpeechConfig, features: Features) -> DeepSpeech:
+    path = inside(folder, WEIGHTS)
     try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path}: cannot be read as safetensors: {error}") from error
-    expected = {f"{part}.{name}": tensor.shape for part, name, tensor in _tensors(features, model)}
-    wrong = sorted(name for name in expected.keys() | found.keys() if _shape(found, name) != expected.get(name))
-    if wrong:
-        raise BundleError(f"{path}: does not fit the model of {DESCRIPTION}: {', '.join(wrong[:5])}")
-    for part, module in (("features.", features), ("model.", model)):
-        state = {name.removeprefix(part): tensor for name, tensor in found.items() if name.startswith(part)}
-        module.load_state_dict(state)
-        module.eval().requires_grad_(False)
-
-
-def _shape(tensors: dict[str, Any], name: str) -> object:
-    return tensors[name].shape if name in tensors else None
+        with torch.device("meta"):  # sizes without memory
+            model = DeepSpeech(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's, of sizes beyond what it can count
+        raise BundleError(f"{folder / DESCRIPTION}: model is too large: {str(error).splitlines()[0]}") from error
+    try:
+        weights.load(path, {"features": features, "model": model})
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: {error}") from error
+    if not bool((features.std > 0).all()):
+        raise BundleError(f"{path}: features.std is not above 0 everywhere, and features are divided by it")
+    return model
 
 
 def _language_model(folder: Path, name: object, unit: object) -> LanguageModel | None:
@@ -227,9 +256,8 @@ def _language_model(folder: Path, name: object, unit: object) -> LanguageModel |
         return None
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
         raise BundleError(f"{folder / DESCRIPTION}: language_model is {name!r}, not a file name in this folder")
-    path = folder / name
-    if path.resolve().parent != folder.resolve():
-        raise BundleError(f"{path}: leads out of the bundle to {path.resolve()}")
+    path = inside(folder, name)
+    inside(folder, path.with_suffix(".words").name)
     try:
         return LanguageModel(path, str(unit))
     except ValueError as error:
@@ -237,5 +265,4 @@ def _language_model(folder: Path, name: object, unit: object) -> LanguageModel |
 
 
 def _card(folder: Path) -> str:
-    path = folder / CARD
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return read_text(folder, CARD) if (folder / CARD).exists() else ""

@@ -3,6 +3,9 @@
 A model is a KenLM binary (or ARPA) file over words or, to spell words that it has never seen, over characters, with
 `|` for the space. A file of the same name with the suffix `.words` beside it, one word a line, is its vocabulary: the
 search uses it to see early which beginnings lead to no word.
+
+A file is copied into memory once and checked there (sealed_file.py, kenlm_binary.py, arpa.py): what happens to it
+afterwards does not reach a running server, and a damaged one is an error here, not a crash in KenLM.
 """
 
 import bisect
@@ -14,11 +17,14 @@ from typing import Any, TypeAlias
 
 import kenlm
 
+from asr_server import arpa, kenlm_binary
 from asr_server.alphabet import Alphabet
 from asr_server.native import core
+from asr_server.sealed_file import SealedFile
 
 UNITS = ("word", "character")
 SPACE = "|"  # in a character model
+MAX_WORD = 1000  # characters
 LN_10 = math.log(10.0)  # KenLM gives logarithms to base 10
 State: TypeAlias = Hashable  # a kenlm.State, the last words as KenLM needs them; equal where no later score can differ
 
@@ -63,9 +69,11 @@ class LanguageModel:
         if not path.is_file():
             raise ValueError(f"language model {str(path)!r} does not exist; training.language_model makes one")
         try:
-            self._model = kenlm.Model(str(path))
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1]
+            self._file = SealedFile(path)
+            (kenlm_binary if kenlm_binary.is_binary(self._file.path) else arpa).check(self._file.path)
+            self._model = kenlm.Model(str(self._file.path))
+        except (OSError, RuntimeError, MemoryError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [repr(error)])[-1]
             raise ValueError(f"{str(path)!r} is not a KenLM binary or ARPA file: {reason}") from error
         if unit == "character" and SPACE not in self._model:
             raise ValueError(f"{str(path)!r} has no {SPACE!r}, a character model's space: it is no model of characters")
@@ -73,9 +81,7 @@ class LanguageModel:
         self.unit = unit
         self.order = int(self._model.order)
         words = path.with_suffix(".words")
-        self.lexicon = Lexicon(words.read_text(encoding="utf-8").split()) if words.is_file() else None
-        if self.lexicon is not None and not len(self.lexicon):
-            raise ValueError(f"{str(words)!r} is empty: it lists the words of {path.name}, or is not there")
+        self.lexicon = _read_lexicon(words) if words.is_file() else None
 
     def __contains__(self, word: str) -> bool:
         return word in self._model
@@ -89,7 +95,7 @@ class LanguageModel:
         if alphabet not in self._natives:
             words = [] if self.lexicon is None or self.unit == "character" else list(self.lexicon)
             labels = list(alphabet.labels)
-            self._natives[alphabet] = core.LanguageModel(str(self.path), words, labels, self.unit == "character")
+            self._natives[alphabet] = core.LanguageModel(str(self._file.path), words, labels, self.unit == "character")
         return self._natives[alphabet]
 
     def score_alone(self, word: str) -> float:
@@ -122,3 +128,15 @@ class LanguageModel:
     def score_end(self, state: State) -> float:
         """ln P(</s> | state)."""
         return float(self._model.BaseScore(state, "</s>", kenlm.State())) * LN_10
+
+
+def _read_lexicon(path: Path) -> Lexicon:
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not a list of words in UTF-8: {error}") from error
+    if not words:
+        raise ValueError(f"{str(path)!r} is empty: it lists the words of the model beside it, or is not there")
+    if longest := next((word for word in words if len(word) > MAX_WORD), None):
+        raise ValueError(f"{str(path)!r}: {longest[:20]!r}... has {len(longest)} characters: at most {MAX_WORD}")
+    return Lexicon(words)

@@ -115,7 +115,7 @@ class DeepSpeech(nn.Module):
 
     def initial_state(self) -> ModelState:
         """State of a stream that has heard nothing: the context before the first frame is zero."""
-        new = self.recurrent_input.bias.new_zeros
+        new = self.output.bias.new_zeros
         return ModelState(
             new(self.config.context, self.config.features), new(0, self.config.width), new(1, self.config.width)
         )
@@ -162,7 +162,7 @@ class DeepSpeech(nn.Module):
         self, features: Sequence[Tensor], states: Sequence[ModelState], last: Sequence[bool]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Carry new frames through layers 1 to 3 as far as their context is known: (N, H) and (T, F) of each stream."""
-        nothing = self.recurrent_input.bias.new_zeros(self.config.context, self.config.features)
+        nothing = self.output.bias.new_zeros(self.config.context, self.config.features)
         heard = [
             torch.cat([state.heard, frames, nothing] if ends else [state.heard, frames])
             for frames, state, ends in zip(features, states, last, strict=True)

@@ -5,20 +5,42 @@ computes the weight's gradient as one large matrix product.
 Dimension letters: T frames, B batch, H hidden. Time comes first, so that every step reads one contiguous block.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 
-def recur(inputs: Tensor, weight: Tensor, initial: Tensor, clip: float, *, reverse: bool = False) -> Tensor:
+def recur(
+    inputs: Tensor,
+    weight: Tensor | Callable[[Tensor], Tensor],
+    initial: Tensor,
+    clip: float,
+    *,
+    reverse: bool = False,
+) -> Tensor:
     """(T, B, H), (H, H), (B, H) -> states (T, B, H). In reverse the recurrence runs from the last frame to the first.
 
-    An input of -inf makes the state zero, whatever came before: padding is written that way.
+    An input of -inf makes the state zero, whatever came before: padding is written that way. `weight` may also be a
+    product, (B, H) -> (B, H), without gradients (precision.py).
     """
+    if not isinstance(weight, Tensor):
+        return _with_product(inputs, weight, initial, clip, reverse)
     with torch.autocast(device_type=inputs.device.type, enabled=False):  # errors would add up over the frames
         states = _Recurrence.apply(inputs.float(), weight.float(), initial.float(), clip, reverse)
     return cast(Tensor, states)
+
+
+def _with_product(
+    inputs: Tensor, product: Callable[[Tensor], Tensor], initial: Tensor, clip: float, reverse: bool
+) -> Tensor:
+    states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
+    previous = initial
+    for t in _order(len(inputs), reverse):
+        torch.add(inputs[t], product(previous), out=states[t])
+        previous = states[t].clamp_(0, clip)
+    return states
 
 
 class _Recurrence(torch.autograd.Function):

@@ -18,7 +18,6 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -86,7 +85,6 @@ async def running(options: ServerOptions) -> AsyncIterator[Running]:
         if telemetry.metrics_port is not None:
             endpoint = serve_metrics(metrics, telemetry.metrics_host, telemetry.metrics_port)
             metrics_port = stack.enter_context(endpoint)
-        torch.set_num_threads(options.threads)
         folders = options.models or SHIPPED
         catalogue = await asyncio.to_thread(load_catalogue, folders, options.precision, options.threads)
         vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, folders))
@@ -108,9 +106,10 @@ async def running(options: ServerOptions) -> AsyncIterator[Running]:
         await _set(state, serving=False)
         await server.start()
         try:
+            # Vision first: it takes torch's threads as they are, the engines' workers set them to one each.
+            await asyncio.to_thread(vision.warm_up)
             for engine in catalogue:
                 await asyncio.to_thread(_warm_up, engine)
-            await asyncio.to_thread(vision.warm_up)
             await _set(state, serving=True)
             yield models
         finally:

@@ -36,6 +36,7 @@ class Level:
     wer_alone: float | None = None
     server_cores: float = 0.0
     generator_cores: float = 0.0
+    other_cores: float = 0.0  # that something else took: a level is worth little where this is much
     real_time_factor: float = 0.0  # processor seconds of the server for a second of audio
     server_rss_mb: float = 0.0
     server_peak_mb: float = 0.0
@@ -95,8 +96,18 @@ def error_rate(said: Iterable[str], heard: Iterable[str]) -> float:
     return sum((word_edits(*pair) for pair in zip(said, heard, strict=True)), Edits()).rate
 
 
-def of_machine(before: Usage, after: Usage, generator: float, pace: Pace, first: Level | None) -> dict[str, object]:
-    """The machine's side: fields of Level. `generator`: its processor seconds in the window."""
+@dataclass(frozen=True)
+class Moment:
+    """The machine at one end of a window. Processor seconds since it or the process began."""
+
+    server: Usage
+    generator: float
+    busy: float  # of the whole machine
+
+
+def of_machine(start: Moment, end: Moment, pace: Pace, first: Level | None) -> dict[str, object]:
+    """The machine's side: fields of Level."""
+    before, after, generator = start.server, end.server, end.generator - start.generator
     busy = after.cpu_seconds - before.cpu_seconds
     growth = None
     if first and pace.streams > first.streams:
@@ -104,6 +115,7 @@ def of_machine(before: Usage, after: Usage, generator: float, pace: Pace, first:
     return {
         "server_cores": busy / pace.seconds,
         "generator_cores": generator / pace.seconds,
+        "other_cores": max(0.0, end.busy - start.busy - busy - generator) / pace.seconds,
         "real_time_factor": busy / pace.seconds / pace.streams,
         "server_rss_mb": after.resident,
         "server_peak_mb": after.peak,
@@ -133,7 +145,10 @@ def search(
     return holds
 
 
-HEADER = "streams   interim p50   p95   p99   final p50   p95   p99   server  gen.   RSS  late p99    WER  alone  equal"
+HEADER = (
+    "streams   interim p50   p95   p99   final p50   p95   p99"
+    "   server  gen. other   RSS  late p99    WER  alone  equal"
+)
 
 
 def row(level: Level, limit: float) -> str:
@@ -143,17 +158,17 @@ def row(level: Level, limit: float) -> str:
     return (
         f"{level.streams:7}{level.interim_p50:14.0f}{level.interim_p95:6.0f}{level.interim_p99:6.0f}"
         f"{level.final_p50:12.0f}{level.final_p95:6.0f}{level.final_p99:6.0f}"
-        f"{level.server_cores:9.2f}{level.generator_cores:6.2f}{level.server_rss_mb:6.0f}{level.late_p99:10.1f}"
+        f"{level.server_cores:9.2f}{level.generator_cores:6.2f}{level.other_cores:6.2f}{level.server_rss_mb:6.0f}{level.late_p99:10.1f}"
         f"{rates}{100 * level.transcripts_equal:6.1f}%{'  ' if verdict else ''}{verdict}"
     )
 
 
 def bound(level: Level, cores: int) -> list[str]:
     """What a level leaves of the machine, and where the server's time went, for a reader."""
-    left = cores - level.server_cores - level.generator_cores
+    left = cores - level.server_cores - level.generator_cores - level.other_cores
     lines = [
         f"at {level.streams} streams the server used {level.server_cores:.2f} and the generator "
-        f"{level.generator_cores:.2f} of {cores} cores; {left:.2f} were left"
+        f"{level.generator_cores:.2f} of {cores} cores; others took {level.other_cores:.2f}, {left:.2f} were left"
     ]
     if level.server_cores > 0:
         most = level.streams * (cores - level.generator_cores) / level.server_cores

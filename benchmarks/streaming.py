@@ -32,7 +32,7 @@ import torch
 
 from benchmarks import levels, machine, recordings, sphinx_load, streaming_bundles
 from benchmarks.calls import failures
-from benchmarks.levels import HEADER, Level
+from benchmarks.levels import HEADER, Level, Moment
 from benchmarks.load_generator import call_of
 from benchmarks.recordings import Recording
 from benchmarks.results import Bar
@@ -73,19 +73,19 @@ class Bench:
         begin = time.monotonic() + LEAD
         self.generator.tell({**asdict(pace), "begin": begin})
         _sleep_until(begin + pace.window[0])
-        before, generator, counters = self.server.usage(), self._generator(), self.server.counters()
+        start, counters = self._moment(), self.server.counters()
         _sleep_until(begin + pace.window[1])
-        after, busy = self.server.usage(), self._generator() - generator
+        end = self._moment()
         counters = increase(counters, self.server.counters())
         calls = [call_of(each) for each in self.generator.reply()]
         level = levels.of_calls(calls, pace, self.speech, self._alone, self.meaningful)
         first = self.levels[0] if self.levels else None
-        load: dict[str, Any] = levels.of_machine(before, after, busy, pace, first)
+        load: dict[str, Any] = levels.of_machine(start, end, pace, first)
         self.levels.append(replace(level, **load, counters=counters))
         return self.levels[-1]
 
-    def _generator(self) -> float:
-        return machine.usage(self.generator.pid).cpu_seconds
+    def _moment(self) -> Moment:
+        return Moment(self.server.usage(), machine.cpu_seconds(self.generator.pid), machine.busy_seconds())
 
 
 def _sleep_until(moment: float) -> None:
@@ -97,7 +97,8 @@ def run_load(name: str, args: argparse.Namespace, speech: Sequence[Recording], f
     make = streaming_bundles.shipped if name == "bundled" else _random(speech, args.seed)
     models, model = make(folder / name)
     metrics = free_port() if args.metrics else None
-    words = command(models, 2 * max(args.levels) + 16, metrics)  # a call may still be finishing as the next begins
+    # A call is still finishing as the stream's next begins; what is too slow should show as latency.
+    words = command(models, 4 * max(args.levels) + 16, metrics)
     url = f"http://127.0.0.1:{metrics}/metrics" if metrics else None
     with ServerProcess(words, folder / f"{name}-server.log", url) as server:
         print(f"\n{name}: {model}, ready after {server.ready_seconds:.1f} s", flush=True)
@@ -209,7 +210,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--manifest", type=Path, metavar="FILE", help="recorded speech, JSON lines")
     add("--recordings", type=int, default=60, metavar="N", help="at most so many of them (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the random weights (default: %(default)s)")
-    add("--metrics", action="store_true", help="also read the server's own counters: time by stage, sizes of batches")
+    add("--no-metrics", dest="metrics", action="store_false", help="without the server's own counters of its work")
     add("--no-pocketsphinx", dest="pocketsphinx", action="store_false", help="without the peer")
     add("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser

@@ -41,6 +41,7 @@ DISTRIBUTIONS = {
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
     "lightning_fabric": "pytorch-lightning",
+    "opentelemetry": "opentelemetry-sdk",
     "pytorch_lightning": "pytorch-lightning",
 }
 
@@ -109,7 +110,7 @@ def requirements(*extras: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("packages", "extras"),
-    [(("asr_server", "vision_zoo"), ("microphone",)), (("training",), ("train",))],
+    [(("asr_server", "vision_zoo"), ("microphone", "tracing")), (("training",), ("train",))],
     ids=["serving", "training"],
 )
 def test_every_import_is_declared(packages: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -127,4 +128,4 @@ def test_every_requirement_is_pinned_once() -> None:
     assert len(pins) == len(lines)
     assert [version for version in pins.values() if not re.fullmatch(r"[0-9][0-9a-z.]*", version)] == []
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
-    assert set(requirements("microphone", "train", "dev")) - pinned == set()
+    assert set(requirements("microphone", "tracing", "train", "benchmarks", "dev")) - pinned == set()
