@@ -59,10 +59,10 @@ RUN useradd --system --uid 10001 --user-group --create-home earsight \
     && find /opt/earsight/lib -path '*/models/*/bundle.json' -printf '%h\n' | xargs -r -I{} ln -s {} /models/
 USER 10001:10001
 WORKDIR /home/earsight
-EXPOSE 50051
+EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-m", "asr_server.healthcheck", "127.0.0.1:50051"]
 # The default host is the loopback, which nobody outside the container could reach.
 ENTRYPOINT ["asr-server"]
-CMD ["serve", "--host", "0.0.0.0", "--port", "50051", "--models", "/models"]
+CMD ["serve", "--host", "0.0.0.0", "--port", "50051", "--models", "/models", "--allow-insecure", "--metrics-host", "0.0.0.0", "--metrics-port", "9464"]

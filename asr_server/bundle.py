@@ -40,7 +40,7 @@ MAX_RATE, MAX_WINDOW, MAX_FILTERS = 192_000, 1 << 14, 1024  # Hz, samples, filte
 MAX_CHUNK = 10_000  # output frames, with the right context; a stream holds so many
 MAX_BEAM_WIDTH = 1024  # as settings.py allows its callers
 SHIPPED = Path(__file__).parent / "models"  # the bundles of the package
-__all__ = ["BundleError", "SpeechBundle", "described", "find", "identity", "load", "save"]
+__all__ = ["BundleError", "SpeechBundle", "find", "identity", "load", "save"]
 Config = TypeVar("Config")
 
 
@@ -62,15 +62,11 @@ class SpeechBundle:
 
 
 def find(folder: Path) -> list[Path]:
-    """Bundle folders of kind speech directly under a models directory, sorted by name."""
+    """Bundle folders of kind speech directly under a models directory, sorted by name, but for hidden ones."""
     if not folder.is_dir():
         raise BundleError(f"models directory {str(folder)!r} does not exist")
-    return [path for path in described(folder) if identity(path)[0] == KIND]
-
-
-def described(folder: Path) -> list[Path]:
-    """Bundle folders of any kind directly under a models directory, sorted by name."""
-    return [path.parent for path in sorted(folder.glob(f"*/{DESCRIPTION}"))]
+    described = [path.parent for path in sorted(folder.glob(f"[!.]*/{DESCRIPTION}"))]
+    return [path for path in described if identity(path)[0] == KIND]
 
 
 def identity(folder: Path) -> tuple[object, object]:

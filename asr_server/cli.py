@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from asr_server import client, tokens_cli
+from asr_server import client, connection, tokens_cli
 from asr_server.client import ClientError, ClientOptions, Heard
+from asr_server.connection import TOKEN_VARIABLE
 from asr_server.options import PRECISIONS, Limits, Running, ServerOptions, Telemetry
 from asr_server.pcm import Samples
 from asr_server.security_options import SecurityOptions
@@ -213,10 +214,13 @@ def _add_transcribe(command: argparse.ArgumentParser) -> None:
     command.add_argument("--microphone", action="store_true", help="listen instead of reading files, until Ctrl-C")
     command.add_argument("--device", help="the microphone's name or number (default: the system's)")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--server", default=usual.server, metavar="HOST:PORT", help="(default: %(default)s)")
+    where.add_argument("--server", default=usual.connection.server, metavar="HOST:PORT", help="(default: %(default)s)")
     where.add_argument("--local", action="store_true", help="recognise in this process, without a server")
     command.add_argument(
         "--models", type=Path, action="append", metavar="DIR", help="bundles for --local (default: the shipped ones)"
+    )
+    connection.add_arguments(
+        command.add_argument_group("how to reach it", f"A token is taken from the environment: {TOKEN_VARIABLE}")
     )
     command.add_argument("--model", default=usual.model, help="name of the model (default: the server's default)")
     command.add_argument("--language", default=usual.language_code, metavar="TAG", help="(default: %(default)s)")
@@ -251,7 +255,7 @@ def _transcribe(args: argparse.Namespace) -> int:
 
 
 def _remotely(args: argparse.Namespace) -> Hear:
-    options = ClientOptions(args.server, args.model, args.language, not args.no_interim)
+    options = ClientOptions(connection.read(args, args.server), args.model, args.language, not args.no_interim)
     return lambda chunks: client.hear_remotely(chunks, options)
 
 

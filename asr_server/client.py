@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from asr_server.connection import Connection
 from asr_server.pcm import Samples
 from asr_server.transcripts import Segment, Word
 from asr_server.wire import speech_pb2 as pb
@@ -38,7 +39,7 @@ class ClientError(Exception):
 class ClientOptions:
     """Which server, and what to ask it for."""
 
-    server: str = "127.0.0.1:50051"
+    connection: Connection = field(default_factory=Connection)
     model: str = ""
     language_code: str = "en-US"
     interim_results: bool = True
@@ -124,14 +125,14 @@ def hear_remotely(chunks: Iterable[Samples], options: ClientOptions) -> Iterator
         except ClientError as error:
             failures.append(error)
 
-    with grpc.insecure_channel(options.server) as channel:
+    with options.connection.channel() as channel:
         stub = speech_pb2_grpc.SpeechStub(channel)
         try:
-            for response in stub.StreamingRecognize(requests()):
+            for response in stub.StreamingRecognize(requests(), metadata=options.connection.metadata):
                 for result in response.results:
                     yield _segment(result) if result.is_final else result.alternatives[0].transcript.strip()
         except grpc.RpcError as error:
-            failures.append(ClientError(_explain(error, options.server)))
+            failures.append(ClientError(_explain(error, options.connection.server)))
     if failures:
         raise failures[0]
 

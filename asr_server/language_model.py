@@ -140,3 +140,9 @@ def _read_lexicon(path: Path) -> Lexicon:
     if longest := next((word for word in words if len(word) > MAX_WORD), None):
         raise ValueError(f"{str(path)!r}: {longest[:20]!r}... has {len(longest)} characters: at most {MAX_WORD}")
     return Lexicon(words)
+
+
+def load(path: Path) -> LanguageModel:
+    """A model that says itself what its units are: one that knows `|` and has no word list spells."""
+    model = LanguageModel(path)
+    return LanguageModel(path, "character") if model.lexicon is None and SPACE in model else model

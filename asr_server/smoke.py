@@ -20,6 +20,7 @@ import grpc
 
 from asr_server import client
 from asr_server.client import ClientError, ClientOptions
+from asr_server.connection import Connection
 from asr_server.transcripts import Segment
 from vision_zoo.wire import vision_pb2, vision_pb2_grpc
 
@@ -111,7 +112,7 @@ def _show(address: str, speech: Path | None, image: Path | None) -> None:
     """One transcript and one label, each through the port."""
     if speech:
         print(f"\n{_relative(speech)}")
-        for heard in client.hear_remotely(client.file_chunks(speech), ClientOptions(server=address)):
+        for heard in client.hear_remotely(client.file_chunks(speech), ClientOptions(Connection(address))):
             if isinstance(heard, Segment):
                 print(f"  heard: {heard.text}   ({heard.start:.2f} to {heard.end:.2f} s)", flush=True)
     if image:

@@ -25,6 +25,7 @@ GRPC_FILES = {
     "telemetry_interceptor.py",
     "server.py",
     "client.py",
+    "connection.py",
     "cli.py",
     "smoke.py",
     "healthcheck.py",
