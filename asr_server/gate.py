@@ -11,11 +11,13 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from asr_server import logs
+from asr_server import logs, tracing
+from asr_server.logs import transcript_for_log
 from asr_server.messages import Call
 from asr_server.metrics import Metrics
 from asr_server.options import Limits
 from asr_server.quotas import CURRENT, QuotaError
+from asr_server.recognizer import Event, Result
 from asr_server.session import Line, Session
 
 OUT_OF_RANGE = grpc.StatusCode.OUT_OF_RANGE
@@ -72,14 +74,20 @@ class Gate:
         """A stream's, or with `is_bulk` that of a recording sent at once."""
         limits = self.limits
         seconds = limits.unary_seconds if is_bulk else limits.stream_seconds
-        account = CURRENT.get().quota
+        account, span = CURRENT.get().quota, tracing.current_span()
+
+        def charge(seconds: float) -> None:
+            account.charge_audio(seconds)
+            if not session.seconds:
+                span.event("first_audio")
+
         session = Session(
             self.line,
             call,
             _too_long_recording(seconds) if is_bulk else _too_long_stream(seconds),
             max_seconds=seconds,
             ahead_seconds=limits.ahead_seconds,
-            charge=account.charge_audio,
+            charge=charge,
             is_bulk=is_bulk,
         )
         logs.note(model=call.engine.name)
@@ -92,6 +100,17 @@ class Gate:
             self.metrics.audio(call.engine.name, session.seconds)
             if session.latency is not None:
                 self.metrics.final_latency(session.latency)
+
+    def hand_out(self, event: Event, seen: set[str]) -> None:
+        """Counts what is about to be sent to the caller, of whom `seen` says what was sent before."""
+        if not isinstance(event, Result):
+            return
+        kind = "final" if event.is_final else "interim"
+        (self.metrics.finals if event.is_final else self.metrics.interims)()
+        if event.is_final or kind not in seen:
+            tracing.current_span().event("final" if event.is_final else "first_interim", audio_seconds=event.end)
+            logger.debug("%s result: %s", kind, transcript_for_log(event.text))
+        seen.add(kind)
 
     async def next(self, requests: AsyncIterator[T]) -> T | None:
         """The next message, None after the last; OUT_OF_RANGE when none comes for too long."""

@@ -54,9 +54,10 @@ class SpeechService:
             writer = Writer(call, request_number(logs.request_id.get()))
             with self._gate.session(call) as session:
                 reader = asyncio.create_task(self._read(requests, session))
+                seen: set[str] = set()
                 try:
                     async for channel, event in session.events():
-                        self._count(event)
+                        self._gate.hand_out(event, seen)
                         yield writer.streaming_response(event, channel)
                 finally:
                     reader.cancel()
@@ -80,10 +81,6 @@ class SpeechService:
                 await session.finish()
         except Exception as error:
             session.fail(error)
-
-    def _count(self, event: object) -> None:
-        if isinstance(event, Result):
-            (self._gate.metrics.finals if event.is_final else self._gate.metrics.interims)()
 
     def _content(self, audio: pb.RecognitionAudio) -> bytes:
         if audio.WhichOneof("audio_source") == "uri":

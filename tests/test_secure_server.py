@@ -149,7 +149,7 @@ def test_audio_quota(secured: Secured) -> None:
                 break
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "audio_seconds_per_hour" in str(caught.value.details())
-    trailers = {key: str(text) for key, text in caught.value.trailing_metadata() or ()}
+    trailers = {entry.key: str(entry.value) for entry in caught.value.trailing_metadata() or ()}
     assert trailers["x-request-id"] == "mine"
     assert float(trailers["retry-after"]) > 0
 
