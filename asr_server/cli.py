@@ -125,6 +125,27 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="speech calls at once; more get RESOURCE_EXHAUSTED (default: %(default)s)",
     )
     command.add_argument(
+        "--max-message-bytes",
+        type=int,
+        default=usual.message_bytes,
+        metavar="N",
+        help="largest message taken in (default: %(default)s)",
+    )
+    command.add_argument(
+        "--max-lag-seconds",
+        type=float,
+        default=limits.lag_seconds,
+        metavar="S",
+        help="refuse new calls while the engine is so late (default: %(default)g)",
+    )
+    command.add_argument(
+        "--max-ahead-seconds",
+        type=float,
+        default=limits.ahead_seconds,
+        metavar="S",
+        help="read a call no further while so much of its audio waits (default: %(default)g)",
+    )
+    command.add_argument(
         "--max-stream-seconds",
         type=float,
         default=limits.stream_seconds,
@@ -190,7 +211,14 @@ def _serve(args: argparse.Namespace) -> int:
         threads=args.threads,
         drain_seconds=args.drain_seconds,
         reload_seconds=args.reload_seconds,
-        limits=Limits(calls=args.max_calls, stream_seconds=args.max_stream_seconds, idle_seconds=args.idle_seconds),
+        message_bytes=args.max_message_bytes,
+        limits=Limits(
+            calls=args.max_calls,
+            stream_seconds=args.max_stream_seconds,
+            idle_seconds=args.idle_seconds,
+            lag_seconds=args.max_lag_seconds,
+            ahead_seconds=args.max_ahead_seconds,
+        ),
         security=SecurityOptions(args.certificate, args.key, args.client_ca, args.tokens, args.allow_insecure),
         telemetry=Telemetry(args.metrics_host, args.metrics_port, args.trace_endpoint),
     )

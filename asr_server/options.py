@@ -74,6 +74,9 @@ class ServerOptions:
             raise ValueError(f"port {self.port} must be between 0 and 65535")
         if self.threads < 1 or self.limits.calls < 1:
             raise ValueError(f"threads {self.threads} and calls {self.limits.calls} must be at least 1")
+        positive = (self.limits.lag_seconds, self.limits.ahead_seconds, self.limits.idle_seconds, self.message_bytes)
+        if min(positive) <= 0:
+            raise ValueError(f"limits {self.limits} and message_bytes {self.message_bytes} must be above 0")
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision is {self.precision!r}. Select one of {('auto', *PRECISIONS)}")
 

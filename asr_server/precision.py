@@ -16,6 +16,8 @@ Dimension letters: N rows, I inputs, O outputs.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -23,18 +25,25 @@ import torch
 from torch import Tensor, nn
 
 from asr_server.model import Chunking, DeepSpeech
+from asr_server.native import core
+from asr_server.recurrence import recur_by_frames
 
 # A model without chunks of its own was trained on whole utterances; it streams with this much of the future.
 DEFAULT_CHUNKING = Chunking(frames=50, right=50)
 NARROW = 1024  # below this width int8's rounding of inputs takes the time that its products save
 
 _ROWS = 64  # what weights are packed for; other numbers work as well
+_TINY = 1e-12  # so that rows of zeros can be divided by their scale
 
 
 class Product(Protocol):
-    """A packed matrix: rows (N, I) -> (N, O) in fp32."""
+    """A packed matrix."""
 
-    def __call__(self, rows: Tensor) -> Tensor: ...
+    def __call__(self, rows: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        """Rows (N, I) -> (N, O) in fp32, cut off below `low` and above `high`."""
+
+    def recur(self, inputs: Tensor, initial: Tensor, clip: float, reverse: bool) -> Tensor:
+        """As recurrence.recur."""
 
 
 class BFloat16Product:
@@ -44,45 +53,115 @@ class BFloat16Product:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _ROWS)
         self._bias = bias
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows.bfloat16(), self._weight, None, "none", [], "")
-        return product.float() if self._bias is None else product.float().add_(self._bias)
+    def __call__(self, rows: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        rounded: Tensor = torch.ops.mkldnn._linear_pointwise(rows.bfloat16(), self._weight, None, "none", [], "")
+        product = rounded.float()
+        return _cut(product if self._bias is None else product.add_(self._bias), low, high)
+
+    def recur(self, inputs: Tensor, initial: Tensor, clip: float, reverse: bool) -> Tensor:
+        return recur_by_frames(inputs, self, initial, clip, reverse)
 
 
 class Int8Product:
-    """(O, I) and a bias (O,) or none. Rows are rounded to 0..255 around 128."""
+    """(O, I) and a bias (O,) or none. Rows are rounded to 0..255, signed ones to 1..255 around 128."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+    def __init__(self, weight: Tensor, bias: Tensor | None, signed: bool) -> None:
+        scale = weight.abs().amax(1).clamp(min=_TINY) / 127
         rounded = torch.round(weight / scale[:, None]).to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, [_ROWS, weight.shape[1]])
         self._scale = scale.float()
         self._zero = torch.zeros(len(weight), dtype=torch.long)
         self._bias = bias
+        self._steps, self._middle = (127, 128) if signed else (255, 0)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        largest = rows.abs().amax(1, keepdim=True).clamp_(min=1e-12) / 127
-        rounded = (rows / largest).add_(128.5).to(torch.uint8)  # 128.5: what is cut off becomes rounding
+    def __call__(self, rows: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        largest = rows.abs().amax(1, keepdim=True).clamp_(min=_TINY)
+        rounded = (rows * (self._steps / largest)).round_().add_(self._middle).to(torch.uint8)
         product: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rounded, 1.0, 128, self._weight, self._scale, self._zero, None, 1.0, 0, torch.float32, "none", [], ""
+            rounded,
+            1.0,
+            self._middle,
+            self._weight,
+            self._scale,
+            self._zero,
+            None,
+            1.0,
+            0,
+            torch.float32,
+            "none",
+            [],
+            "",
         )
-        product *= largest
-        return product if self._bias is None else product.add_(self._bias)
+        product *= largest / self._steps
+        return _cut(product if self._bias is None else product.add_(self._bias), low, high)
+
+    def recur(self, inputs: Tensor, initial: Tensor, clip: float, reverse: bool) -> Tensor:
+        return recur_by_frames(inputs, self, initial, clip, reverse)
 
 
-PRODUCTS: dict[str, type[BFloat16Product] | type[Int8Product]] = {"bf16": BFloat16Product, "int8": Int8Product}
+class NativeInt8Product:
+    """Int8Product in one call each, a recurrence of any length too, without the interpreter lock.
+
+    A thread that runs a recurrence frame by frame gives the lock up in every operation, and then waits for a server's
+    event loop to get it back.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, signed: bool) -> None:
+        self._outputs = len(weight)
+        self._matrix = core.ByteMatrix(weight.contiguous(), bias, signed)
+
+    def __call__(self, rows: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        results = torch.empty(len(rows), self._outputs)
+        self._matrix.multiply(rows.detach().contiguous(), low, high, results)
+        return results
+
+    def recur(self, inputs: Tensor, initial: Tensor, clip: float, reverse: bool) -> Tensor:
+        states = torch.empty(inputs.shape)
+        self._matrix.recur(inputs.detach().contiguous(), initial.detach().contiguous(), clip, reverse, states)
+        return states
+
+    @staticmethod
+    def supported() -> bool:
+        """Whether the native core was built, and the processor has the instructions (AVX-512 VNNI)."""
+        return core is not None and core.ByteMatrix.supported()
+
+
+def pack(
+    weight: Tensor, bias: Tensor | None, precision: str, *, signed: bool = False, recurrent: bool = False
+) -> Product:
+    """A matrix (O, I), and a bias (O,) or none. Only `signed` inputs may be negative."""
+    if precision == "bf16":
+        return BFloat16Product(weight, bias)
+    # AMX multiplies many rows faster than our kernel; the few rows of a recurrence wait for the weights anyway.
+    native = NativeInt8Product.supported() and (recurrent or not _capabilities().get("amx_int8"))
+    return (NativeInt8Product if native else Int8Product)(weight, bias, signed)
 
 
 class PackedLinear(nn.Module):
     """nn.Linear with a packed weight; for inference."""
 
-    def __init__(self, linear: nn.Linear, precision: str) -> None:
+    def __init__(self, linear: nn.Linear, precision: str, signed: bool = False) -> None:
         super().__init__()
-        self.product = PRODUCTS[precision](linear.weight.detach(), linear.bias.detach())
+        self.product = pack(linear.weight.detach(), linear.bias.detach(), precision, signed=signed)
+
+    def forward(self, inputs: Tensor, low: float = -math.inf, high: float = math.inf) -> Tensor:
+        outputs: Tensor = self.product(inputs.flatten(0, -2), low, high).unflatten(0, inputs.shape[:-1])
+        return outputs
+
+
+class PackedDense(nn.Module):
+    """A clipped-ReLU layer of model.py with a packed weight; for inference, so without dropout."""
+
+    def __init__(self, layer: Any, precision: str, signed: bool = False) -> None:
+        super().__init__()
+        self.linear = PackedLinear(layer.linear, precision, signed)
+        self.norm, self.clip = layer.norm, layer.clip
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.product(inputs.flatten(0, -2)).unflatten(0, inputs.shape[:-1])
-        return outputs
+        if isinstance(self.norm, nn.Identity):
+            hidden: Tensor = self.linear(inputs, 0.0, self.clip)
+            return hidden
+        return torch.clamp(self.norm(self.linear(inputs)), 0, self.clip)
 
 
 def for_streaming(model: DeepSpeech, precision: str) -> DeepSpeech:
@@ -105,21 +184,26 @@ def for_streaming(model: DeepSpeech, precision: str) -> DeepSpeech:
 
 
 def _pack(model: Any, precision: str) -> None:
-    dense = nn.ModuleList(copy.copy(layer) for layer in model.dense)
-    merge = copy.copy(model.merge)
-    for layer in (*dense, merge):
-        layer._modules = {**layer._modules, "linear": PackedLinear(layer.linear, precision)}
-    model.dense, model.merge = dense, merge
+    model.dense = nn.ModuleList(PackedDense(layer, precision, signed=i == 0) for i, layer in enumerate(model.dense))
+    model.merge = PackedDense(model.merge, precision)
     model.recurrent_input = PackedLinear(model.recurrent_input, precision)
     for name in ("forward_weight", "backward_weight"):
         weight = getattr(model, name).detach()
         delattr(model, name)
-        setattr(model, name, PRODUCTS[precision](weight, None))
+        setattr(model, name, pack(weight, None, precision, recurrent=True))
+
+
+def _cut(product: Tensor, low: float, high: float) -> Tensor:
+    return product if low == -math.inf and high == math.inf else product.clamp_(low, high)
+
+
+def _capabilities() -> Mapping[str, Any]:
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 def available() -> tuple[str, ...]:
     """Precisions whose products this processor has instructions for."""
-    supported = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    supported = _capabilities()
     found = ["fp32"]
     if supported.get("avx512_bf16") or supported.get("amx_bf16"):
         found.append("bf16")

@@ -6,15 +6,21 @@ Dimension letters: T frames, B batch, H hidden. Time comes first, so that every 
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 
+class RecurrentProduct(Protocol):
+    """A matrix in a form of its own (precision.py), which therefore runs the recurrence itself; without gradients."""
+
+    def recur(self, inputs: Tensor, initial: Tensor, clip: float, reverse: bool) -> Tensor: ...
+
+
 def recur(
     inputs: Tensor,
-    weight: Tensor | Callable[[Tensor], Tensor],
+    weight: Tensor | RecurrentProduct,
     initial: Tensor,
     clip: float,
     *,
@@ -22,19 +28,19 @@ def recur(
 ) -> Tensor:
     """(T, B, H), (H, H), (B, H) -> states (T, B, H). In reverse the recurrence runs from the last frame to the first.
 
-    An input of -inf makes the state zero, whatever came before: padding is written that way. `weight` may also be a
-    product, (B, H) -> (B, H), without gradients (precision.py).
+    An input of -inf makes the state zero, whatever came before: padding is written that way.
     """
     if not isinstance(weight, Tensor):
-        return _with_product(inputs, weight, initial, clip, reverse)
+        return weight.recur(inputs, initial, clip, reverse)
     with torch.autocast(device_type=inputs.device.type, enabled=False):  # errors would add up over the frames
         states = _Recurrence.apply(inputs.float(), weight.float(), initial.float(), clip, reverse)
     return cast(Tensor, states)
 
 
-def _with_product(
+def recur_by_frames(
     inputs: Tensor, product: Callable[[Tensor], Tensor], initial: Tensor, clip: float, reverse: bool
 ) -> Tensor:
+    """The recurrence through any product, (B, H) -> (B, H), one call a frame; without gradients."""
     states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
     previous = initial
     for t in _order(len(inputs), reverse):

@@ -1,10 +1,15 @@
 import json
+import math
+import os
+import pickle
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from asr_server import bundle
 from asr_server.alphabet import Alphabet
@@ -147,3 +152,183 @@ def test_weights_of_another_shape_are_named(saved: Path) -> None:
     change(saved, model={"features": 9, "width": 5, "context": 1})
     with pytest.raises(BundleError, match="does not fit the model"):
         bundle.load(saved)
+
+
+FILES = ("bundle.json", "model.safetensors", "README.md", "lm.arpa", "lm.words")
+
+
+@pytest.fixture
+def spoken(saved: Path, tmp_path: Path) -> Path:
+    """A bundle with every file that there can be."""
+    bundle.save(small(saved), toy_arpa.write(tmp_path))
+    assert sorted(path.name for path in saved.iterdir()) == sorted(FILES)
+    return saved
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_leads_out(spoken: Path, tmp_path: Path, name: str) -> None:
+    (spoken / name).rename(tmp_path / "outside")
+    (spoken / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match=rf"{name}: leads out of the bundle to .*outside"):
+        bundle.load(spoken)
+
+
+def test_links_inside_are_files_of_the_bundle(spoken: Path) -> None:
+    """As mounted volumes lay their files out."""
+    (spoken / "..data").mkdir()
+    for name in FILES:
+        (spoken / name).rename(spoken / "..data" / name)
+        (spoken / name).symlink_to(Path("..data") / name)
+    loaded = bundle.load(spoken)
+    assert loaded.language_model is not None and loaded.language_model.lexicon is not None
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+def test_what_is_no_file_is_not_waited_for(spoken: Path, name: str) -> None:
+    (spoken / name).unlink()
+    os.mkfifo(spoken / name)
+    with pytest.raises(BundleError, match=f"{name}: not a regular file"):
+        bundle.load(spoken)
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+def test_links_to_themselves_are_refused(spoken: Path, name: str) -> None:
+    (spoken / name).unlink()
+    (spoken / name).symlink_to(name)
+    if name == "README.md":
+        assert bundle.load(spoken).card == ""
+    else:
+        with pytest.raises(BundleError, match=name):
+            bundle.load(spoken)
+
+
+class Bomb:
+    """What runs a function when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pytest.fail, ("unpickled",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_not_read(saved: Path, protocol: int) -> None:
+    (saved / "model.safetensors").write_bytes(pickle.dumps(Bomb(), protocol))
+    with pytest.raises(BundleError, match="cannot be read as safetensors"):
+        bundle.load(saved)
+
+
+def test_a_checkpoint_is_not_read(saved: Path) -> None:
+    torch.save({"bomb": Bomb()}, saved / "model.safetensors")
+    with pytest.raises(BundleError, match="cannot be read as safetensors"):
+        bundle.load(saved)
+
+
+def test_every_cut_is_refused(saved: Path) -> None:
+    whole = (saved / "model.safetensors").read_bytes()
+    for size in [*range(0, len(whole), 97), len(whole) - 1]:
+        (saved / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(BundleError, match="cannot be read as safetensors"):
+            bundle.load(saved)
+    description = (saved / "bundle.json").read_bytes()
+    for size in range(len(description) - 1):  # the last byte ends a line
+        (saved / "bundle.json").write_bytes(description[:size])
+        with pytest.raises(BundleError, match=r"bundle\.json: not JSON"):
+            bundle.load(saved)
+
+
+def rewrite(folder: Path, **changed: torch.Tensor) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **{name.replace("__", "."): tensor for name, tensor in changed.items()}}, path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["model.output.weight", "model.backward_weight", "features.mean", "features.std"])
+def test_weights_are_finite(saved: Path, name: str, value: float) -> None:
+    tensor = load_file(saved / "model.safetensors")[name].clone()
+    tensor.view(-1)[-1] = value
+    rewrite(saved, **{name: tensor})
+    with pytest.raises(BundleError, match=rf"{name} holds a number that is not finite"):
+        bundle.load(saved)
+
+
+def test_weights_are_floats_of_any_width(saved: Path) -> None:
+    rewrite(saved, model__output__bias=torch.zeros(29, dtype=torch.int32))
+    with pytest.raises(BundleError, match=r"model\.output\.bias is of type torch\.int32"):
+        bundle.load(saved)
+    bias = torch.linspace(-1, 1, 29).half()
+    rewrite(saved, model__output__bias=bias)
+    assert torch.equal(bundle.load(saved).model.output.bias, bias.float())
+
+
+def test_features_are_not_divided_by_nothing(saved: Path) -> None:
+    rewrite(saved, features__std=torch.zeros(9))
+    with pytest.raises(BundleError, match=r"features\.std is not above 0"):
+        bundle.load(saved)
+
+
+def test_names_are_exactly_the_models(saved: Path) -> None:
+    rewrite(saved, model__code=torch.zeros(1))
+    with pytest.raises(BundleError, match=r"does not fit the model of bundle\.json: model\.code"):
+        bundle.load(saved)
+
+
+FEATURES, MODEL = {"filters": 8}, {"features": 9, "width": 4, "context": 1}
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"model": {**MODEL, "width": 10**9}}, "does not fit the model of"),
+        ({"model": {**MODEL, "width": 10**12}}, "model is too large"),
+        ({"model": {**MODEL, "width": 10**30}}, "model is too large"),
+        ({"model": {**MODEL, "context": 10**9}}, "does not fit the model of"),
+        ({"model": {**MODEL, "chunk": 10**9}}, "chunk and right context is 1000000000: at most"),
+        ({"model": {**MODEL, "chunk": 6, "right": 10**9}}, "chunk and right context is 1000000006: at most"),
+        ({"model": {**MODEL, "clip": float("inf")}}, "clip is inf"),
+        ({"model": {**MODEL, "clip": float("nan")}}, "clip is nan"),
+        ({"features": {**FEATURES, "sample_rate": 10**9}}, "sample_rate is 1000000000: at most"),
+        ({"features": {**FEATURES, "sample_rate": 10**400}}, "features: "),
+        ({"features": {**FEATURES, "window_seconds": 1e6}}, "window in samples is 16000000000: at most"),
+        ({"features": {**FEATURES, "window_seconds": float("inf")}}, "features: cannot convert float infinity"),
+        ({"features": {"filters": 10**9}}, "filters is 1000000000"),
+        ({"features": {"window_seconds": 1.0, "filters": 4000}}, "filters is 4000: at most"),
+        ({"decoding": {"beam_width": 10**9}}, "beam_width is 1000000000: at most"),
+    ],
+)
+def test_what_is_declared_reserves_no_memory(saved: Path, values: dict[str, Any], text: str) -> None:
+    change(saved, **values)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
+    with pytest.raises(BundleError, match=text):
+        bundle.load(saved)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_a_long_file_of_weights_is_not_copied(saved: Path) -> None:
+    """A file with a hole in it takes no disk, so only its length says what it would take in memory."""
+    os.truncate(saved / "model.safetensors", 1 << 40)
+    with pytest.raises(BundleError, match=r"model\.safetensors"):
+        bundle.load(saved)
+
+
+def test_texts_are_bounded(saved: Path) -> None:
+    (saved / "README.md").write_bytes(b"\xff")
+    with pytest.raises(BundleError, match=r"README\.md: not UTF-8"):
+        bundle.load(saved)
+    (saved / "README.md").write_bytes(b" " * (1 << 20) + b" ")
+    with pytest.raises(BundleError, match=r"README\.md: more than 1048576 bytes"):
+        bundle.load(saved)
+    (saved / "README.md").unlink()
+    (saved / "bundle.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match=r"bundle\.json: not JSON: .*recursion"):
+        bundle.load(saved)
+
+
+def test_a_loaded_bundle_needs_its_files_no_more(spoken: Path) -> None:
+    """What is mapped into memory would end the process when the file becomes shorter."""
+    loaded, expected = bundle.load(spoken), bundle.load(spoken)
+    for name in FILES:
+        (spoken / name).write_bytes(b"")
+    samples, lengths = torch.randn(1, 4000), torch.tensor([4000])
+    found = loaded.model(*loaded.features(samples, lengths))[0]
+    assert torch.equal(found, expected.model(*expected.features(samples, lengths))[0])
+    assert loaded.language_model is not None
+    assert loaded.language_model.score(loaded.language_model.begin(), "a")[0] < 0

@@ -82,7 +82,7 @@ CASES = [
     ("trie", patched(COUNTS + 16, 2**64 - 1), r"n-grams in \d+ bytes"),
     ("trie", patched(COUNTS, 0), r"n-grams in \d+ bytes"),
     ("trie", patched(COUNTS, 100), "its header promises at least"),
-    ("trie", patched(COUNTS + 16, 1), "the words are not where its header says"),
+    ("trie", lambda content: content.replace(b"<unk>", b"<abc>"), "the words are not where its header says"),
     ("trie", patched(header("trie"), 6), "the vocabulary is longer than its place"),
     ("trie", patched(header("trie") + 8, 2**64 - 1), "not sorted"),
     ("trie", patched(TRIE, 0x7FC00000, form="I"), "not a number"),
@@ -213,8 +213,8 @@ def test_a_sealed_file_is_a_copy_of_bounded_length(tmp_path: Path) -> None:
     sealed = SealedFile(path, 3_000_000)
     path.write_bytes(b"other")
     assert sealed.path.read_bytes() == bytes(range(100)) * 30_000
-    with pytest.raises(PermissionError):
-        sealed.path.open("r+b").write(b"x")
+    with pytest.raises(PermissionError), sealed.path.open("r+b", buffering=0) as file:
+        file.write(b"x")
     with pytest.raises(ValueError, match="has 5 bytes: at most 4"):
         SealedFile(path, 4)
     with pytest.raises(ValueError, match="not a regular file"):

@@ -56,6 +56,13 @@ VNNI void multiply_tile(const Tile& tile) {
     __m512i sums[ROWS][2];
 #pragma GCC unroll 8
     for (int row = 0; row < ROWS; ++row) sums[row][0] = sums[row][1] = _mm512_setzero_si512();
+    // What the end of the tile needs arrives while the sums are made.
+    for (int row = 0; row < ROWS; ++row) {
+        for (size_t first = 0; first < tile.outputs && first < PANEL; first += LANES) {
+            __builtin_prefetch(tile.added + row * tile.added_stride + first);
+            __builtin_prefetch(tile.results + row * tile.results_stride + first, 1);
+        }
+    }
     const uint8_t* bytes = tile.bytes;
     const int8_t* weight = tile.weight;
     const size_t stride = tile.stride;
@@ -128,6 +135,7 @@ struct ByteMatrix::Rows {
     size_t count, stride;
     AlignedVector<uint8_t> bytes;
     std::vector<float> scale;
+    bool silent = false;  // all zero, as before the first frame: their product needs no work
 };
 
 bool ByteMatrix::supported() {
@@ -163,9 +171,11 @@ ByteMatrix::ByteMatrix(const float* weight, const float* bias, size_t outputs, s
 
 void ByteMatrix::quantise(const float* rows, size_t count, Rows& into) const {
     const float steps = signed_ ? 127 : 255;
+    into.silent = !signed_;
     for (size_t row = 0; row < count; ++row) {
         const float* values = rows + row * inputs_;
         float most = largest(values, inputs_);
+        if (most != 0) into.silent = false;
         if (most < TINY) most = TINY;
         into.scale[row] = most / steps;
         to_bytes(values, inputs_, steps / most, signed_ ? 128 : 0, into.bytes.data() + row * into.stride);
@@ -175,11 +185,12 @@ void ByteMatrix::quantise(const float* rows, size_t count, Rows& into) const {
 void ByteMatrix::multiply(const Rows& rows, const float* added, size_t added_stride, float low, float high,
                           float* results) const {
     const size_t groups = up(inputs_, GROUP) / GROUP, tiles = up(rows.count, MOST_ROWS) / MOST_ROWS;
+    const size_t needed = rows.silent ? 0 : groups;
     for (size_t first = 0; first < outputs_; first += PANEL) {
         for (size_t tile = 0; tile < tiles; ++tile) {  // as even as can be: few rows use a panel badly
             const size_t from = rows.count * tile / tiles, to = rows.count * (tile + 1) / tiles;
             KERNELS[to - from - 1]({rows.bytes.data() + from * rows.stride, rows.stride, rows.scale.data() + from,
-                                    weight_.data() + first * groups * GROUP, groups, scale_.data() + first,
+                                    weight_.data() + first * groups * GROUP, needed, scale_.data() + first,
                                     offset_.data() + first, added + from * added_stride + first, added_stride, low, high,
                                     results + from * outputs_ + first, outputs_, outputs_ - first});
         }
@@ -205,4 +216,21 @@ void ByteMatrix::recur(const float* inputs, size_t frames, size_t batch, const f
 }
 
 }  // namespace earsight
+
+#else
+
+namespace earsight {
+
+bool ByteMatrix::supported() { return false; }
+
+ByteMatrix::ByteMatrix(const float*, const float*, size_t, size_t, bool) {
+    throw std::invalid_argument("8-bit products are compiled for x86-64 only");
+}
+
+void ByteMatrix::multiply(const float*, size_t, float, float, float*) const {}
+
+void ByteMatrix::recur(const float*, size_t, size_t, const float*, float, bool, float*) const {}
+
+}  // namespace earsight
+
 #endif

@@ -43,7 +43,8 @@ public:
     void multiply(const float* rows, size_t count, float low, float high, float* results) const;
 
     // h_t = min(max(z_t + W h_{t-1}, 0), clip) from h = initial: inputs z (frames, batch, outputs), initial
-    // (batch, outputs) -> states (frames, batch, outputs). In reverse from the last frame to the first. W is square.
+    // (batch, outputs) -> states (frames, batch, outputs). In reverse from the last frame to the first. W is square, its
+    // inputs are not signed.
     void recur(const float* inputs, size_t frames, size_t batch, const float* initial, float clip, bool reverse,
                float* states) const;
 

@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -10,11 +11,13 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <variant>
 
+#include "byte_matrix.hpp"
 #include "search.hpp"
 
 namespace nb = nanobind;
@@ -132,6 +135,34 @@ std::vector<std::vector<Hypothesis>> decode_all(const Options& options, const La
     return found;
 }
 
+template <typename Real, size_t DIMENSIONS>
+using Tensor = nb::ndarray<Real, nb::ndim<DIMENSIONS>, nb::c_contig, nb::device::cpu>;
+
+void fit(bool fits, const ByteMatrix& matrix) {
+    if (!fits)
+        throw std::invalid_argument("the arrays' shapes do not fit a matrix of " + std::to_string(matrix.outputs()) +
+                                    " outputs and " + std::to_string(matrix.inputs()) + " inputs, or each other");
+}
+
+void multiply(const ByteMatrix& matrix, const Tensor<const float, 2>& rows, float low, float high,
+              const Tensor<float, 2>& results) {
+    fit(rows.shape(1) == matrix.inputs() && results.shape(1) == matrix.outputs() && rows.shape(0) == results.shape(0),
+        matrix);
+    const nb::gil_scoped_release release;
+    matrix.multiply(rows.data(), rows.shape(0), low, high, results.data());
+}
+
+void recur(const ByteMatrix& matrix, const Tensor<const float, 3>& inputs, const Tensor<const float, 2>& initial,
+           float clip, bool reverse, const Tensor<float, 3>& states) {
+    const size_t frames = inputs.shape(0), batch = inputs.shape(1), width = matrix.outputs();
+    fit(matrix.inputs() == width && inputs.shape(2) == width && initial.shape(0) == batch &&
+            initial.shape(1) == width && states.shape(0) == frames && states.shape(1) == batch &&
+            states.shape(2) == width,
+        matrix);
+    const nb::gil_scoped_release release;
+    matrix.recur(inputs.data(), frames, batch, initial.data(), clip, reverse, states.data());
+}
+
 }  // namespace
 
 NB_MODULE(core, module) {
@@ -197,6 +228,21 @@ NB_MODULE(core, module) {
         .def("take_committed",
              [](Stream& self) { return self.alone([](Search& search) { return search.take_committed(); }); })
         .def("bytes", [](Stream& self) { return self.alone([](Search& search) { return search.bytes(); }); });
+    nb::class_<ByteMatrix>(module, "ByteMatrix")
+        .def_static("supported", &ByteMatrix::supported)
+        .def(
+            "__init__",
+            [](ByteMatrix* self, const Tensor<const float, 2>& weight,
+               const std::optional<Tensor<const float, 1>>& bias, bool signed_inputs) {
+                if (bias && bias->shape(0) != weight.shape(0))
+                    throw std::invalid_argument("a bias of " + std::to_string(bias->shape(0)) + " for " +
+                                                std::to_string(weight.shape(0)) + " outputs");
+                new (self) ByteMatrix(weight.data(), bias ? bias->data() : nullptr, weight.shape(0), weight.shape(1),
+                                      signed_inputs);
+            },
+            nb::arg(), nb::arg().none(), nb::arg())
+        .def("multiply", &multiply, nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert())
+        .def("recur", &recur, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
     module.def("advance_all", &advance_all);
     module.def("decode_all", &decode_all, nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(),
                nb::arg());
