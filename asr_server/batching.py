@@ -57,6 +57,7 @@ class LiveStream:
         self.receiver = receiver  # for whom the deliveries are
         self.is_bulk = is_bulk
         self.waiting = 0  # samples put in that no step has taken; the caller holds back when they are too many
+        self.steps = 0  # that are over; what the last of them brought may still be on its way to the receiver
         self._scheduler = scheduler
         self._stream = stream
         self._inbox: list[Samples | str] = []
@@ -77,6 +78,11 @@ class LiveStream:
     def end_utterance(self) -> None:
         """The utterance ends here (`Stream.end_utterance`)."""
         self._scheduler.receive(self, "border", 0)
+
+    @property
+    def busy(self) -> bool:
+        """A step with what was put in so far is due or under way."""
+        return self._missing == 0 and not (self._closed or self._done)
 
     def close(self) -> None:
         """Nobody wants to know any more: no step is done for it from now on."""
@@ -153,16 +159,17 @@ class Scheduler:
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
             begin = time.monotonic()
-            engine, now = batch[0].engine, begin
-            step = self._step(engine, batch)
+            waited = [begin - live._ready_at for live in batch]
+            name = batch[0].engine.name
+            step = self._step(batch[0].engine, batch)
             seconds = time.monotonic() - begin
-            before = self._cost.get(engine.name, 0.0)
-            cost = seconds / len(batch)
-            self._cost[engine.name] = 0.8 * before + 0.2 * cost if before else cost
+            before, cost = self._cost.get(name, 0.0), seconds / len(batch)
+            self._cost[name] = 0.8 * before + 0.2 * cost if before else cost
             with self._lock:
                 self._pace = time.monotonic() + seconds
             if self._observer is not None:
-                self._observer.stepped(engine.name, len(batch), step, [now - live._ready_at for live in batch])
+                self._observer.stepped(name, len(batch), step, waited)
+            del batch, step  # an idle server must not hold on to streams and engines that have gone
 
     def _next_batch(self) -> list[LiveStream] | None:
         """Waits for it; None at the end."""
@@ -220,6 +227,7 @@ class Scheduler:
         stream = live._stream
         done = isinstance(outcome, Exception) or stream.done
         with self._lock:
+            live.steps += 1  # before the line below: who sees that it is not busy has to see this as well
             live._missing = stream.missing
             arrived = sum(len(item) for item in live._inbox if not isinstance(item, str))
             live.waiting = stream.waiting + arrived

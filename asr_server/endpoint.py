@@ -106,7 +106,7 @@ class Endpointer:
         self._started = self._window(options.start_history, options.start_threshold)
         self._stopped = self._window(options.silence, options.stop_threshold) if options.stop_threshold < 1 else None
         self._first_pass = self._window(options.first_pass or 0.0, options.first_pass_threshold)
-        self.speech_start: int | None = None  # first frame that is not blank
+        self.speech_start: int | None = None  # first frame of the window in which there was speech
         self.speech_end: int | None = None  # frame after the last one that is not blank
         self.probably_over = False  # the first pass has found a pause after the speech
 
@@ -122,9 +122,6 @@ class Endpointer:
         self._frames += 1
         self._loudest = max(self._loudest, power)
         is_blank = blank >= options.blank
-        if self.speech_start is None and self._started.add(not is_blank):
-            self.speech_start = self._frames - self._count(options.start_history)
-            self.speech_end = self._frames
         if is_blank:
             is_quiet = power < self._loudest * 10 ** (-options.quiet / 10) or power <= _SILENCE
             self._blanks += 1
@@ -132,7 +129,10 @@ class Endpointer:
         else:
             is_quiet = False
             self._blanks = self._quiets = 0
-            self.speech_end = None if self.speech_start is None else self._frames
+        if self.speech_start is None and self._started.add(not is_blank):
+            self.speech_start = self._frames - self._count(options.start_history)
+        if self.speech_start is not None:
+            self.speech_end = self._frames - self._blanks
         if self._pause_is_over(is_quiet):
             return Cut(self._frames, self._frames - min(self._count(options.lead_in), self._blanks))
         if is_blank and self._frames >= self._count(options.longest):

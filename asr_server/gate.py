@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from asr_server import logs, tracing
+from asr_server import logs, settings, tracing
 from asr_server.logs import transcript_for_log
 from asr_server.messages import Call
 from asr_server.metrics import Metrics
@@ -127,6 +127,12 @@ class Gate:
         if lag > self.limits.lag_seconds:
             return f"The server is {lag:.1f} seconds behind, more than {self.limits.lag_seconds:g}. Try later."
         return None
+
+
+def own_settings(context: Context) -> dict[str, str]:
+    """The settings in a call's metadata."""
+    metadata = context.invocation_metadata() or ()
+    return settings.from_metadata({key: value for key, value in metadata if isinstance(value, str)})
 
 
 def _too_long_stream(seconds: float) -> Callable[[], Exception]:

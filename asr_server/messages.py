@@ -15,8 +15,9 @@ from asr_server import phrases
 from asr_server.audio import AudioFormat
 from asr_server.catalogue import Catalogue
 from asr_server.endpoint import USUAL, EndpointOptions
+from asr_server.language_model import LanguageModel
 from asr_server.recognizer import Activity, ActivityKind, Alternative, Engine, Event, Result, StreamOptions
-from asr_server.replacements import Replacement, normalise
+from asr_server.replacements import Replacement, checked, normalise
 from asr_server.settings import read as read_settings
 from asr_server.wire import speech_pb2 as pb
 
@@ -67,7 +68,7 @@ def read_config(config: pb.RecognitionConfig, catalogue: Catalogue, settings: Ma
         word_times=config.enable_word_time_offsets,
         word_confidence=config.enable_word_confidence,
         separate_channels=config.enable_separate_recognition_per_channel,
-        replacements=tuple(
+        replacements=checked(
             Replacement(entry.search, entry.replace, entry.case_sensitive)
             for entry in config.transcript_normalization.entries
         ),
@@ -85,16 +86,24 @@ def stream_options(
     """How the streams of a call are decoded. ValueError where settings, phrases and model do not fit together."""
     chosen = read_settings(settings, engine.bundle.decoding, endpoint)
     own = chosen.language_model is None
+    language_model = None if own else catalogue.language_model(chosen.language_model or "", engine)
+    decoding = chosen.decoding
+    if not own and not chosen.lexicon_is_chosen and not _has_words(language_model):
+        decoding = replace(decoding, lexicon=False)  # it was tuned with the bundle's language model
     options = StreamOptions(
         max_alternatives=max_alternatives,
         endpoint=chosen.endpoint,
-        decoding=chosen.decoding,
-        language_model=None if own else catalogue.language_model(chosen.language_model or "", engine),
+        decoding=decoding,
+        language_model=language_model,
         bundled_language_model=own,
         hot_words=phrases.hot_words(boosts, engine.bundle.alphabet),
     )
     engine.stream(options)  # what does not fit shows here, not at the first audio
     return options
+
+
+def _has_words(language_model: LanguageModel | None) -> bool:
+    return language_model is not None and language_model.unit == "word" and language_model.lexicon is not None
 
 
 def read_streaming_config(

@@ -14,11 +14,13 @@ from asr_server.hot_words import HotWords
 from asr_server.wire import speech_pb2 as pb
 
 MAX_PHRASES = 5000  # of a request, and
-MAX_LENGTH = 100  # characters of each: Google's limits
+MAX_LENGTH = 100  # characters of each, and
+MAX_CHARACTERS = 100_000  # of all of them: Google's limits; a character takes some 140 bytes while the call lasts
 MAX_BOOST = 20.0
 DEFAULT_BOOST = 3.0  # of phrases without one: twenty times likelier
 
 _BAD = "Invalid recognition 'config': bad speech adaptation."
+_TOO_MANY = f"{_BAD} There are more than {MAX_PHRASES} phrases."
 _CLASS = re.compile(r"\$\{([^}]*)\}|\$(\w+)")
 
 
@@ -29,17 +31,19 @@ def boosts(adaptation: pb.SpeechAdaptation | None, contexts: Sequence[pb.SpeechC
     pairs = _contexts(contexts) if adaptation is None else _adaptation(adaptation)
     for count, (phrase, boost) in enumerate(pairs):
         if count == MAX_PHRASES:
-            raise ValueError(f"{_BAD} There are more than {MAX_PHRASES} phrases.")
+            raise ValueError(_TOO_MANY)
+        _check_length(phrase)
         phrase = " ".join(phrase.lower().split())
-        if not phrase:
-            continue
-        if len(phrase) > MAX_LENGTH:
-            raise ValueError(
-                f"{_BAD} The phrase {phrase[:40]!r}... has {len(phrase)} characters, at most {MAX_LENGTH}."
-            )
-        if boost:
+        if phrase and boost:
             found[phrase] = max(boost, found.get(phrase, 0.0))
+    if (characters := sum(map(len, found))) > MAX_CHARACTERS:
+        raise ValueError(f"{_BAD} The phrases have {characters} characters, at most {MAX_CHARACTERS} in all.")
     return found
+
+
+def _check_length(phrase: str) -> None:
+    if len(phrase) > MAX_LENGTH:
+        raise ValueError(f"{_BAD} The phrase {phrase[:40]!r}... has {len(phrase)} characters, at most {MAX_LENGTH}.")
 
 
 def hot_words(boosts: Mapping[str, float], alphabet: Alphabet) -> HotWords | None:
@@ -62,15 +66,17 @@ def _contexts(contexts: Iterable[pb.SpeechContext]) -> Iterator[tuple[str, float
 
 def _adaptation(adaptation: pb.SpeechAdaptation) -> Iterator[tuple[str, float]]:
     if adaptation.phrase_set_references:
+        named = adaptation.phrase_set_references[0][:MAX_LENGTH]
         raise ValueError(
-            f"{_BAD} phrase_set_references has {adaptation.phrase_set_references[0]!r}: this server keeps no phrase "
-            "sets; send them in phrase_sets."
+            f"{_BAD} phrase_set_references has {named!r}: this server keeps no phrase sets; send them in phrase_sets."
         )
     if adaptation.abnf_grammar.abnf_strings:
         raise ValueError(f"{_BAD} abnf_grammar is not supported; send its phrases in phrase_sets.")
-    classes: dict[str, list[str]] = {}
+    if sum(len(phrase_set.phrases) for phrase_set in adaptation.phrase_sets) > MAX_PHRASES:
+        raise ValueError(_TOO_MANY)  # also of those whose classes are empty, which become no phrase
+    classes: dict[str, tuple[str, ...]] = {}
     for each in adaptation.custom_classes:
-        items = [item.value for item in each.items]
+        items = tuple(item.value for item in each.items)  # tuples, which `product` does not copy for each phrase
         classes.update({name: items for name in (each.custom_class_id, each.name) if name})
     for phrase_set in adaptation.phrase_sets:
         for phrase in phrase_set.phrases:
@@ -80,16 +86,17 @@ def _adaptation(adaptation: pb.SpeechAdaptation) -> Iterator[tuple[str, float]]:
 
 def _expanded(phrase: str, classes: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Every phrase that results when custom classes (`$name` or `${name}`) are replaced by their items."""
+    _check_length(phrase)  # also bounds its classes: an empty item would hide any number of them
     pieces: list[Sequence[str]] = []
     end = 0
     for match in _CLASS.finditer(phrase):
         name = match[1] if match[1] is not None else match[2]
         if name not in classes:
-            known = ", ".join(classes) or "none"
-            raise ValueError(f"{_BAD} The phrase {phrase!r} names the class {name!r}; the request has: {known}.")
-        pieces += [[phrase[end : match.start()]], classes[name]]
+            known = ", ".join(itertools.islice(classes, 20)) or "none"
+            raise ValueError(f"{_BAD} The phrase {phrase!r} names the class {name!r}; the request has: {known[:1000]}.")
+        pieces += [(phrase[end : match.start()],), classes[name]]
         end = match.end()
-    return map("".join, itertools.product(*pieces, [phrase[end:]]))
+    return map("".join, itertools.product(*pieces, (phrase[end:],)))
 
 
 def _boost(boost: float) -> float:

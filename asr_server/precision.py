@@ -30,7 +30,7 @@ from asr_server.recurrence import recur_by_frames
 
 # A model without chunks of its own was trained on whole utterances; it streams with this much of the future.
 DEFAULT_CHUNKING = Chunking(frames=50, right=50)
-NARROW = 1024  # below this width int8's rounding of inputs takes the time that its products save
+NARROW = 1024  # below this width bf16 is cheap as well, and rounds less
 
 _ROWS = 64  # what weights are packed for; other numbers work as well
 _TINY = 1e-12  # so that rows of zeros can be divided by their scale

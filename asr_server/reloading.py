@@ -48,7 +48,8 @@ def _ignore(*_: object) -> None:
 class Reloader:
     """Keeps a catalogue in step with folders of bundles and of language models. Used from one thread at a time.
 
-    make_engine, warm_up: what turns a bundle into an engine and runs it once; where they raise, the bundle is refused.
+    make_engine, warm_up: what turns a bundle into an engine, and runs one that has come later once; where they raise,
+    the bundle is refused.
     on_change: told, in the thread that scans, what the catalogue holds from now on.
     on_attempt: told of each load or removal (True) and each refusal (False).
     """
@@ -67,6 +68,7 @@ class Reloader:
         self._on_change = on_change
         self._make_engine = make_engine
         self._warm_up = warm_up
+        self._started = False
         speech = Source("speech model", tuple(folders), _bundles, _entries, _bundle_name, self._engine)
         texts = Source(
             "language model", tuple(language_model_folders), _language_models, _with_words, _stem, language_model.load
@@ -75,12 +77,13 @@ class Reloader:
         self._language_models: Shelf[LanguageModel] = Shelf(texts, lambda ok: on_attempt("language_model", ok))
 
     def begin(self) -> None:
-        """Load and run everything once, at the start. ValueError where anything is broken."""
+        """Load everything, at the start; the server runs it when it can. ValueError where anything is broken."""
         try:
             self._engines.fill()
             self._language_models.fill()
         except OSError as error:
             raise ValueError(f"models directory {error.filename!r} cannot be listed: {error.strerror}") from error
+        self._started = True
         self._publish()
 
     def scan(self) -> bool:
@@ -103,7 +106,8 @@ class Reloader:
 
     def _engine(self, folder: Path) -> Engine:
         engine = self._make_engine(bundle.load(folder))
-        self._warm_up(engine)
+        if self._started:  # nobody should have to wait for the first run, which is slow
+            self._warm_up(engine)
         return engine
 
 
@@ -146,7 +150,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _give_back_memory() -> None:
-    """What loading took and freed, glibc would keep for the thread that loaded: two models' worth after some reloads."""
+    """What loading took and freed, glibc would keep for the thread that loaded: some models' worth."""
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-MAX_LENGTH = 100  # characters, of what is searched for and of what it becomes: Google's limit
+MAX_ENTRIES = 100  # of a request, and
+MAX_LENGTH = 100  # characters, of what is searched for and of what it becomes: Google's limits
+MAX_TEXT = 100_000  # characters of a transcript: each replacement may hold what the next one searches for, many times
+
+_BAD = "Invalid recognition 'config': bad transcript_normalization."
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Replacement:
     def __post_init__(self) -> None:
         if not self.search or max(len(self.search), len(self.replace)) > MAX_LENGTH:
             raise ValueError(
-                "Invalid recognition 'config': bad transcript_normalization. An entry searches for "
-                f"{self.search!r}; it must have 1 to {MAX_LENGTH} characters, its replacement at most {MAX_LENGTH}."
+                f"{_BAD} An entry searches for {self.search[:MAX_LENGTH]!r} ({len(self.search)} characters) and puts "
+                f"{len(self.replace)} characters there; 1 to {MAX_LENGTH}, and at most {MAX_LENGTH}, are allowed."
             )
 
     def __call__(self, text: str) -> str:
@@ -29,8 +34,18 @@ class Replacement:
         return re.sub(pattern, lambda _: self.replace, text, flags=0 if self.case_sensitive else re.IGNORECASE)
 
 
+def checked(replacements: Iterable[Replacement]) -> tuple[Replacement, ...]:
+    """ValueError for more than a request may have."""
+    found = tuple(islice(replacements, MAX_ENTRIES + 1))
+    if len(found) > MAX_ENTRIES:
+        raise ValueError(f"{_BAD} There are more than {MAX_ENTRIES} entries.")
+    return found
+
+
 def normalise(text: str, replacements: Sequence[Replacement]) -> str:
-    """The replacements one after the other."""
+    """The replacements one after the other. ValueError where they make a text of more than MAX_TEXT characters."""
     for replacement in replacements:
         text = replacement(text)
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"{_BAD} Its entries make a transcript of more than {MAX_TEXT} characters.")
     return text

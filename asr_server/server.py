@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
@@ -24,15 +24,17 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 import asr_server.bundle
 import vision_zoo.bundle
 import vision_zoo.service
-from asr_server import service
+from asr_server import riva_service, service
 from asr_server.auth_interceptor import AuthInterceptor
-from asr_server.catalogue import Catalogue
+from asr_server.catalogue import Catalogue, Snapshot
 from asr_server.gate import Gate
 from asr_server.metrics import Metrics, Model
 from asr_server.metrics_http import serve_metrics
 from asr_server.options import Running, ServerOptions
 from asr_server.precision import fastest
 from asr_server.recognizer import Engine
+from asr_server.reloading import Reloader, watch
+from asr_server.riva_service import RivaService
 from asr_server.security_options import exposure_warning
 from asr_server.service import SpeechService
 from asr_server.session import Line
@@ -45,8 +47,10 @@ from vision_zoo.service import VisionService
 from vision_zoo.wire import vision_pb2
 
 SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
-SPEECH_SERVICES = (service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME)
-SERVICES = (service.SERVICE_NAME, vision_zoo.service.SERVICE_NAME)
+RIVA_SERVICES = (riva_service.SERVICE_NAME, riva_service.RIVA_SERVICE_NAME)
+SPEECH_SERVICES = (service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME, *RIVA_SERVICES)
+HEALTHY = ("", *SPEECH_SERVICES, vision_zoo.service.SERVICE_NAME)  # "" is the server as a whole
+SERVICES = (service.SERVICE_NAME, riva_service.SERVICE_NAME, vision_zoo.service.SERVICE_NAME)  # for reflection
 CODEC_THREADS = 2  # they decode compressed audio, which releases the interpreter's lock
 
 # A connection whose client has gone without a word is found out after `time` + `timeout`.
@@ -61,18 +65,18 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(options: ServerOptions, ready: Callable[[Running], None]) -> None:
-    """Serve until SIGTERM or SIGINT. ValueError when a bundle or the port cannot be used."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(options) as server:
+    """Serve until SIGTERM or SIGINT; SIGHUP looks for models. ValueError when a bundle or the port cannot be used."""
+    stop, wake = asyncio.Event(), asyncio.Event()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, wake)):
+        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    async with running(options, wake) as server:
         ready(server)
         await stop.wait()
 
 
 @asynccontextmanager
-async def running(options: ServerOptions) -> AsyncIterator[Running]:
-    """A server for as long as the context lasts: inside it is ready, on leaving it drains."""
+async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> AsyncIterator[Running]:
+    """A server for as long as the context lasts: inside it is ready, on leaving it drains. `wake`: look for models."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         tracer = make_tracer(options.telemetry.trace_endpoint)
@@ -86,31 +90,52 @@ async def running(options: ServerOptions) -> AsyncIterator[Running]:
             endpoint = serve_metrics(metrics, telemetry.metrics_host, telemetry.metrics_port)
             metrics_port = stack.enter_context(endpoint)
         folders = options.models or SHIPPED
-        catalogue = await asyncio.to_thread(load_catalogue, folders, options.precision, options.threads)
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        state = health.aio.HealthServicer()
+        catalogue = Catalogue()
+
+        def changed(now: Snapshot) -> None:
+            """Called in the thread that looks for models."""
+            metrics.models(_loaded(now))
+            if ready.is_set():
+                asyncio.run_coroutine_threadsafe(_set(state, SPEECH_SERVICES, serving=bool(now.engines)), loop)
+
+        reloader = Reloader(
+            catalogue,
+            folders,
+            options.language_models,
+            lambda bundle: make_engine(bundle, options.precision, options.threads),
+            _warm_up,
+            changed,
+            metrics.reload,
+        )
+        await asyncio.to_thread(reloader.begin)
         vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, folders))
         stack.enter_context(closing(vision))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
         if not models.speech_models + models.vision_models:
             places = ", ".join(map(str, folders))
             raise ValueError(f"no bundles under {places}: a bundle is a folder in there with a bundle.json")
-        metrics.models([Model(engine.name, engine.bundle.version, "speech") for engine in catalogue])
         executor = stack.enter_context(ThreadPoolExecutor(CODEC_THREADS, "codec"))
         line = Line(executor, options.batching, metrics)
         stack.callback(line.close)
         gate = Gate(line, options.limits, metrics)
         service.add_to_server(SpeechService(catalogue, gate), server)
+        riva_service.add_to_server(RivaService(catalogue, gate), server)
         vision_zoo.service.add_to_server(vision, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        state = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(state, server)
-        await _set(state, serving=False)
+        await _set(state, HEALTHY, serving=False)
         await server.start()
         try:
             # Vision first: it takes torch's threads as they are, the engines' workers set them to one each.
             await asyncio.to_thread(vision.warm_up)
             for engine in catalogue:
                 await asyncio.to_thread(_warm_up, engine)
-            await _set(state, serving=True)
+            await _set(state, HEALTHY, serving=True)
+            ready.set()
+            watching = asyncio.create_task(watch(reloader, options.reload_seconds, wake or asyncio.Event()))
+            stack.callback(watching.cancel)
             yield models
         finally:
             await state.enter_graceful_shutdown()
@@ -143,17 +168,23 @@ def _methods() -> Mapping[str, Any]:
     """Service name -> descriptor, of everything that is served."""
     speech = speech_pb2.DESCRIPTOR.services_by_name["Speech"]
     return {
-        **dict.fromkeys(SPEECH_SERVICES, speech),
+        **dict.fromkeys((service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME), speech),
+        **dict.fromkeys(RIVA_SERVICES, riva_service.DESCRIPTOR),
         vision_zoo.service.SERVICE_NAME: vision_pb2.DESCRIPTOR.services_by_name["Vision"],
         health.SERVICE_NAME: health_pb2.DESCRIPTOR.services_by_name["Health"],
         reflection.SERVICE_NAME: reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
     }
 
 
-async def _set(state: health.aio.HealthServicer, serving: bool) -> None:
-    """Health of the server as a whole ("") and of each service."""
+def _loaded(now: Snapshot) -> list[Model]:
+    """For the metrics."""
+    speech = [Model(engine.name, engine.bundle.version, "speech") for engine in now.engines.values()]
+    return [*speech, *(Model(name, "", "language_model") for name in now.language_models)]
+
+
+async def _set(state: health.aio.HealthServicer, services: Iterable[str], serving: bool) -> None:
     answer = health_pb2.HealthCheckResponse
-    for name in ("", *SPEECH_SERVICES, vision_zoo.service.SERVICE_NAME):
+    for name in services:
         await state.set(name, answer.SERVING if serving else answer.NOT_SERVING)
 
 

@@ -71,7 +71,6 @@ class Session:
     ) -> None:
         """max_seconds of audio are taken, then `too_long` is raised; `charge` is told how many came."""
         self.call = call
-        self.seconds = 0.0  # of audio that came, of the longest channel
         self.recognised = 0.0  # of audio, by the results so far
         self.latency: float | None = None  # seconds from `finish` to the last event, once that is there
         self._line = line
@@ -81,6 +80,7 @@ class Session:
         self._charge = charge
         self._is_bulk = is_bulk
         self._decoder = AudioDecoder(call.audio_format, call.engine.sample_rate, call.separate_channels)
+        self._samples = 0  # of each channel; a sum of seconds would round up to one too many
         self._channels: list[LiveStream] = []
         self._left = 0  # channels that are not done
         self._outbox: deque[Heard] = deque()
@@ -89,6 +89,11 @@ class Session:
         self._error: BaseException | None = None
         self._finished_at: float | None = None
         self.steps = 0  # deliveries, also empty ones
+
+    @property
+    def seconds(self) -> float:
+        """Of audio that came, however many channels it has."""
+        return float(self._samples / self.call.engine.sample_rate)
 
     @property
     def done(self) -> bool:
@@ -148,6 +153,27 @@ class Session:
         self._changed.clear()
         await self._changed.wait()
 
+    async def hear(self, data: bytes) -> list[Heard]:
+        """Feeds bytes and waits for what they bring: for contracts in which every message has its answer."""
+        heard: list[Heard] = []
+        for start in range(0, len(data), _PIECE_BYTES):
+            await self.feed(data[start : start + _PIECE_BYTES])
+            heard += self.take()  # or a long recording would fill the outbox, with nobody left to empty it
+        return heard + await self.settle()
+
+    async def settle(self) -> list[Heard]:
+        """What has been heard once no step is due without more audio. Raises the error that there was."""
+        while not self.done and self._is_busy():
+            await self.changed()
+        if self._error is not None:
+            raise self._error
+        return self.take()
+
+    def _is_busy(self) -> bool:
+        if any(channel.busy for channel in self._channels):
+            return True
+        return self.steps < sum(channel.steps for channel in self._channels)  # a delivery is on its way
+
     @property
     def error(self) -> BaseException | None:
         return self._error
@@ -173,7 +199,7 @@ class Session:
         if self.seconds + seconds > self._max_seconds:
             raise self._too_long()
         self._charge(seconds * len(samples))
-        self.seconds += seconds
+        self._samples += samples.shape[1]
         if not self._channels:
             self._channels = [self._open(number) for number in range(len(samples))]
             self._left = len(self._channels)
@@ -184,8 +210,9 @@ class Session:
         return any(steps)
 
     def _is_full(self) -> bool:
-        ahead = max(channel.waiting for channel in self._channels)
-        return ahead > self._ahead or len(self._outbox) > _MAX_OUTBOX
+        """Only what a step is due for can become less: not what waits for the rest of a chunk, or where all is said."""
+        ahead = any(channel.busy and channel.waiting > self._ahead for channel in self._channels)
+        return ahead or len(self._outbox) > _MAX_OUTBOX
 
     def _open(self, number: int) -> LiveStream:
         engine, options = self.call.engine, self.call.stream_options
@@ -199,9 +226,7 @@ class Session:
         for event in delivery.events:
             if isinstance(event, Result):
                 self.recognised = max(self.recognised, event.end)
-                last = self._outbox[-1] if self._outbox else None
-                if last and last[0] == number and isinstance(last[1], Result) and not last[1].is_final:
-                    self._outbox.pop()  # an interim result that nobody took is out of date
+                self._drop_interim(number)
             self._outbox.append((number, event))
         self._left -= delivery.done
         if delivery.error is not None:
@@ -210,3 +235,10 @@ class Session:
             self.latency = time.monotonic() - self._finished_at
         self._changed.set()
         self._room.set()
+
+    def _drop_interim(self, number: int) -> None:
+        """One that nobody took is out of date when the channel says more."""
+        for place, (channel, event) in enumerate(self._outbox):
+            if channel == number and isinstance(event, Result) and not event.is_final:
+                del self._outbox[place]
+                return

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from asr_server.decoding import DecodingOptions
 from asr_server.endpoint import EndpointOptions
 
+T = TypeVar("T")
+
 METADATA_PREFIX = "earsight-"
 MAX_BEAM_WIDTH = 1024  # a stream's memory and time grow with it
+LONGEST_HISTORY = 60.0  # seconds; an utterance is no longer (EndpointOptions.longest)
 LANGUAGE_MODEL = "language_model"
+_SHOWN = 40  # characters of a wrong name or value that its error repeats
 
 
 def _boolean(text: str) -> bool:
@@ -56,6 +61,7 @@ class Settings:
     decoding: DecodingOptions
     endpoint: EndpointOptions
     language_model: str | None  # a name of the server's; None: the bundle's
+    lexicon_is_chosen: bool = False  # by the call, which then wants it whatever the language model
 
 
 def from_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -68,33 +74,53 @@ def read(values: Mapping[str, str], decoding: DecodingOptions, endpoint: Endpoin
     """The bundle's options with a call's settings in them. ValueError names the setting, its value and the rule."""
     named = {name.replace("-", "_"): value for name, value in values.items()}
     if unknown := sorted(set(named) - set(NAMES)):
-        raise ValueError(f"Invalid settings: {unknown[0]!r} is not known. Select from {{{', '.join(NAMES)}}}.")
+        shown = unknown[0][:_SHOWN]
+        raise ValueError(f"Invalid settings: {shown!r} is not known. Select from {{{', '.join(NAMES)}}}.")
     changed = {name: _value(name, named[name], read) for name, read in DECODING.items() if name in named}
-    pauses = {field: _value(name, named[name], read) for name, (field, read) in ENDPOINT.items() if name in named}
+    pauses = {name: _value(name, named[name], read) for name, (_, read) in ENDPOINT.items() if name in named}
     try:
         options = replace(decoding, **changed)  # type: ignore[arg-type]
         if options.beam_width > MAX_BEAM_WIDTH:
             raise ValueError(f"beam_width is {options.beam_width}: at most {MAX_BEAM_WIDTH}")
-        return Settings(options, with_pauses(endpoint, pauses), named.get(LANGUAGE_MODEL))
+        _check_ranges(pauses)
+        fields = {ENDPOINT[name][0]: value for name, value in pauses.items()}
+        return Settings(options, with_pauses(endpoint, fields), named.get(LANGUAGE_MODEL), "lexicon" in named)
     except ValueError as error:
         raise ValueError(f"Invalid settings: {error}") from None
 
 
-def with_pauses(endpoint: EndpointOptions, changed: Mapping[str, object]) -> EndpointOptions:
+def _check_ranges(pauses: Mapping[str, float]) -> None:
+    """By the caller's names and units; EndpointOptions would speak of its own."""
+    for name, value in pauses.items():
+        if ENDPOINT[name][1] is _milliseconds:
+            lowest = 0.0 if name == "start_history" else 0.001
+            if not lowest <= value <= LONGEST_HISTORY:  # also refuses NaN
+                rule = f"it must be {lowest * 1000:g} to {LONGEST_HISTORY * 1000:g} milliseconds"
+                raise ValueError(f"{name} is {value * 1000:g}; {rule}")
+        elif not 0 < value <= 1:
+            raise ValueError(f"{name} is {value:g}; it must be above 0 and at most 1")
+
+
+def with_pauses(endpoint: EndpointOptions, changed: Mapping[str, float]) -> EndpointOptions:
     """A shorter or longer pause moves what must be shorter or longer than it, unless that is set as well."""
     silence = changed.get("silence", endpoint.silence)
-    assert isinstance(silence, float)
+    first_pass = changed.get("first_pass")
+    if first_pass is not None and first_pass > silence:
+        raise ValueError(
+            f"stop_history_eou is {first_pass * 1000:g}; it must be at most stop_history, which is {silence * 1000:g}"
+        )
     fitted = {
         "silence": silence,
         "lead_in": min(endpoint.lead_in, silence / 2),
         "patience": max(endpoint.patience, silence),
     }
-    return replace(endpoint, **{**fitted, **changed})  # type: ignore[arg-type]
+    return replace(endpoint, **{**fitted, **changed})
 
 
-def _value(name: str, text: str, read: Callable[[str], object]) -> object:
+def _value(name: str, text: str, read: Callable[[str], T]) -> T:
     try:
         return read(text)
     except ValueError:
-        kind = {int: "a whole number", _boolean: "true or false"}.get(read, "a number")
-        raise ValueError(f"Invalid settings: {name} is {text!r}; it must be {kind}.") from None
+        kinds: dict[object, str] = {int: "a whole number", _boolean: "true or false"}
+        kind, shown = kinds.get(read, "a number"), text[:_SHOWN]
+        raise ValueError(f"Invalid settings: {name} is {shown!r}; it must be {kind}.") from None

@@ -18,10 +18,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Python package -> folder of .proto files.
+# Python package -> folders of .proto files.
 PACKAGES = {
-    "asr_server/wire": "protos/earsight/speech/v1",
-    "vision_zoo/wire": "protos/earsight/vision/v1",
+    "asr_server/wire": ("protos/earsight/speech/v1", "protos/earsight/riva/v1"),
+    "vision_zoo/wire": ("protos/earsight/vision/v1",),
 }
 
 
@@ -33,17 +33,18 @@ def generate(out: Path) -> list[Path]:
     well_known = Path(grpc_tools.__file__).parent / "_proto"  # google/protobuf/*.proto
     plugins = Path(sys.executable).parent  # mypy-protobuf's programs stand beside the interpreter they belong to
     written: list[Path] = []
-    for package, folder in PACKAGES.items():
-        names = sorted(path.name for path in (ROOT / folder).glob("*.proto"))
-        if not names:
-            raise SystemExit(f"error: no .proto files in {ROOT / folder}")
+    for package, folders in PACKAGES.items():
+        names = sorted(path.name for folder in folders for path in (ROOT / folder).glob("*.proto"))
+        if len(names) < len(folders):
+            raise SystemExit(f"error: no .proto files in one of {', '.join(folders)}")
         target = out / package
         target.mkdir(parents=True, exist_ok=True)
-        (target / "__init__.py").write_text(f'"""Generated from {folder} by scripts/generate_protos.py."""\n')
+        sources = " and ".join(folders)
+        (target / "__init__.py").write_text(f'"""Generated from {sources} by scripts/generate_protos.py."""\n')
         status = protoc.main(
             [
                 "protoc",
-                f"--proto_path={package}={ROOT / folder}",
+                *(f"--proto_path={package}={ROOT / folder}" for folder in folders),
                 f"--proto_path={well_known}",
                 f"--python_out={out}",
                 f"--grpc_python_out={out}",
@@ -54,7 +55,7 @@ def generate(out: Path) -> list[Path]:
             ]
         )
         if status != 0:
-            raise SystemExit(f"error: protoc ended with status {status} for {folder}")
+            raise SystemExit(f"error: protoc ended with status {status} for {package}")
         written += sorted(target.iterdir())
     return [path for path in written if path.is_file()]
 

@@ -19,6 +19,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # The outermost files: they speak gRPC, everything below them is plain synchronous code.
 GRPC_FILES = {
     "service.py",
+    "riva_service.py",
     "auth_interceptor.py",
     "gate.py",
     "transport.py",

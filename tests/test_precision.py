@@ -131,6 +131,15 @@ if NativeInt8Product.supported():  # nothing to test elsewhere: torch's products
         with pytest.raises(ValueError, match="bias of 3 for 4 outputs"):
             core.ByteMatrix(np.ones((4, 3), np.float32), np.ones(3, np.float32), False)
 
+    def test_a_network_hears_the_same_without_the_native_core(monkeypatch: pytest.MonkeyPatch) -> None:
+        features = [random(40, 5, seed=seed) for seed in range(3)]
+        native = heard(for_streaming(network(), "int8"), features)
+        monkeypatch.setattr(NativeInt8Product, "supported", lambda: False)
+        packed = for_streaming(network(), "int8")
+        assert isinstance(packed.forward_weight, Int8Product)
+        for found, expected in zip(heard(packed, features), native, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # a step of rounding, carried on
+
 
 def network(normalisation: str = "none", chunk: int | None = 4, width: int = 96) -> DeepSpeech:
     torch.manual_seed(0)
