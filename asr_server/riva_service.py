@@ -119,7 +119,7 @@ def add_to_server(service: RivaService, server: grpc.aio.Server) -> None:
             response_serializer=pb.RecognizeResponse.SerializeToString,
         ),
         "StreamingRecognize": grpc.stream_stream_rpc_method_handler(
-            service.streaming_recognize,
+            service._gate.writing(service.streaming_recognize),
             request_deserializer=pb.StreamingRecognizeRequest.FromString,
             response_serializer=pb.StreamingRecognizeResponse.SerializeToString,
         ),

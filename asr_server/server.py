@@ -12,7 +12,7 @@ import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from asr_server import riva_service, service
 from asr_server.auth_interceptor import AuthInterceptor
 from asr_server.catalogue import Catalogue, Snapshot
 from asr_server.gate import Gate
+from asr_server.malformed_interceptor import MalformedInterceptor
 from asr_server.metrics import Metrics, Model
 from asr_server.metrics_http import serve_metrics
 from asr_server.options import Running, ServerOptions
@@ -53,13 +54,7 @@ HEALTHY = ("", *SPEECH_SERVICES, vision_zoo.service.SERVICE_NAME)  # "" is the s
 SERVICES = (service.SERVICE_NAME, riva_service.SERVICE_NAME, vision_zoo.service.SERVICE_NAME)  # for reflection
 CODEC_THREADS = 2  # they decode compressed audio, which releases the interpreter's lock
 
-# A connection whose client has gone without a word is found out after `time` + `timeout`.
-_KEEPALIVE = (
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-)
+_KEEPALIVE_TIMEOUT = 10.0  # seconds for a client to answer a ping
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +130,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             await _set(state, HEALTHY, serving=True)
             ready.set()
             watching = asyncio.create_task(watch(reloader, options.reload_seconds, wake or asyncio.Event()))
-            stack.callback(watching.cancel)
+            stack.push_async_callback(_cancelled, watching)
             yield models
         finally:
             await state.enter_graceful_shutdown()
@@ -155,13 +150,24 @@ def make_engine(bundle: asr_server.bundle.SpeechBundle, precision: str, threads:
 
 def _server(options: ServerOptions, telemetry: TelemetryInterceptor) -> grpc.aio.Server:
     tokens = TokenFile(options.security.tokens) if options.security.tokens else None
-    interceptors = [telemetry, AuthInterceptor(tokens, SPEECH_SERVICES)]  # in this order, so that refusals are counted
+    # in this order: refusals are counted, and nobody's messages are looked at who may not call
+    interceptors = [telemetry, AuthInterceptor(tokens, SPEECH_SERVICES), MalformedInterceptor()]
     settings = [
         ("grpc.max_receive_message_length", options.message_bytes),
         ("grpc.so_reuseport", 0),
-        *_KEEPALIVE,
+        *_keepalive(options.keepalive_seconds),
     ]
     return grpc.aio.server(interceptors=interceptors, options=settings)
+
+
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    """A connection whose client has gone without a word is found out after `seconds` and the timeout."""
+    return [
+        ("grpc.keepalive_time_ms", round(1000 * seconds)),
+        ("grpc.keepalive_timeout_ms", round(1000 * _KEEPALIVE_TIMEOUT)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
 
 
 def _methods() -> Mapping[str, Any]:
@@ -174,6 +180,12 @@ def _methods() -> Mapping[str, Any]:
         health.SERVICE_NAME: health_pb2.DESCRIPTOR.services_by_name["Health"],
         reflection.SERVICE_NAME: reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
     }
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 def _loaded(now: Snapshot) -> list[Model]:

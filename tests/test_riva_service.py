@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
 
 import grpc
 import numpy as np
@@ -13,9 +16,11 @@ import pytest
 import soundfile
 
 from asr_server import riva_messages, session
+from asr_server.audio import AudioFormat
+from asr_server.messages import Call
 from asr_server.options import Limits, ServerOptions
 from asr_server.pcm import Samples
-from asr_server.recognizer import Activity, ActivityKind, Alternative, Result
+from asr_server.recognizer import Activity, ActivityKind, Alternative, Event, Result, StreamOptions
 from asr_server.wire import riva_asr_pb2 as pb
 from asr_server.wire import riva_asr_pb2_grpc
 from tests.speech_fixtures import RATE, pcm, save_toy_bundle, serving, speak
@@ -150,7 +155,7 @@ def test_finals_come_before_the_newest_interim() -> None:
     begin = Activity(ActivityKind.BEGIN, 0.0)
     old, newer, newest, other = (result(text, is_final=False) for text in "abcd")
     final = result("e", is_final=True)
-    heard = [(0, begin), (0, old), (1, other), (0, final), (0, newer), (0, newest)]
+    heard: list[tuple[int, Event]] = [(0, begin), (0, old), (1, other), (0, final), (0, newer), (0, newest)]
     assert riva_messages.news(heard) == [(0, final), (1, other), (0, newest)]
     assert riva_messages.news([(0, old), (0, final)]) == [(0, final)]
 
@@ -298,7 +303,7 @@ def test_request_id(served: Served) -> None:
 def test_boosts(served: Served) -> None:
     """Empty contexts are sent by some clients always; and boosts are on a scale of up to 100."""
     for letter in ("a", "b"):
-        for boost in (4, 100):
+        for boost in (20, 100):
             contexts = [pb.SpeechContext(), pb.SpeechContext(phrases=[letter], boost=boost)]
             assert texts(recognize(served, pcm(BOTH), config(speech_contexts=contexts))) == [letter]
     empty = config(speech_contexts=[pb.SpeechContext()], max_alternatives=2)
@@ -314,10 +319,10 @@ def test_endpointing(served: Served) -> None:
     assert texts(recognize(served, pcm(TWO), earsight_stop_history="4000")) == whole
     shorter = config(endpointing_config=longer, custom_configuration={"stop_history": "300"})
     assert len(texts(recognize(served, pcm(TWO), shorter))) == 2
-    code, text = refusal(
-        lambda: recognize(served, pcm(TWO), config(endpointing_config=pb.EndpointingConfig(stop_threshold=0)))
-    )
-    assert (code, "stop_threshold is 0.0; it must be above 0 and at most 1" in text) == (INVALID, True)
+    none = config(endpointing_config=pb.EndpointingConfig(stop_threshold=0))
+    code, text = refusal(lambda: recognize(served, pcm(TWO), none))
+    assert code == INVALID
+    assert text.startswith("Invalid settings: stop_threshold is 0")
 
 
 def test_accepted_fields_change_nothing(served: Served) -> None:
@@ -454,3 +459,41 @@ def test_headers_come_at_once_and_idleness_ends(served: Served) -> None:
     code, text = refusal(lambda: list(call))
     release.set()
     assert (code, text.startswith("Audio Timeout Error")) == (grpc.StatusCode.OUT_OF_RANGE, True)
+
+
+# --- what an answer waits for ---
+
+
+def test_an_answer_waits_for_what_is_on_its_way() -> None:
+    """The step is over as soon as it is looked at; what it brought reaches the event loop a turn later."""
+    result = Result((Alternative("a", 1.0, ()),), True, 0.0, 1.0)
+
+    class Channel:
+        busy, steps, waiting = False, 0, 0
+
+        def put(self, samples: Samples) -> bool:
+            self.steps += 1
+            asyncio.get_running_loop().call_soon(
+                self.receiver, SimpleNamespace(events=[result], done=False, error=None)
+            )
+            return True
+
+        def open(self, engine: object, options: object, receiver: Callable[[object], None], is_bulk: bool) -> Channel:
+            self.receiver = receiver
+            return self
+
+    call = SimpleNamespace(
+        engine=SimpleNamespace(sample_rate=RATE),
+        audio_format=AudioFormat("LINEAR16", RATE, 1),
+        stream_options=StreamOptions(),
+        separate_channels=False,
+    )
+
+    async def hear() -> list[session.Heard]:
+        line = SimpleNamespace(scheduler=Channel())
+        talk = session.Session(
+            cast(session.Line, line), cast(Call, call), AssertionError, max_seconds=10.0, ahead_seconds=10.0
+        )
+        return await talk.hear(bytes(3200))
+
+    assert asyncio.run(hear()) == [(0, result)]

@@ -180,9 +180,11 @@ def test_server_errors(server: Process, capsys: pytest.CaptureFixture[str], tmp_
     serve = ("serve", "--port")
     assert f"127.0.0.1:{taken} cannot be listened on" in failed(capsys, *serve, taken, "--models", str(server.models))
     assert "no bundles under" in failed(capsys, *serve, "0", "--models", str(tmp_path))
-    assert "does not exist" in failed(capsys, *serve, "0", "--models", str(tmp_path / "missing"))
+    assert "cannot be listed: No such file" in failed(capsys, *serve, "0", "--models", str(tmp_path / "missing"))
+    other = tmp_path / "other" / "models"
+    save_toy_bundle(other)
     assert "two speech models are called 'tones'" in failed(
-        capsys, *serve, "0", "--models", str(server.models), "--models", str(server.models)
+        capsys, *serve, "0", "--models", str(server.models), "--models", str(other)
     )
     assert "port 70000 must be between 0 and 65535" in failed(capsys, *serve, "70000")
     assert "threads 0 and calls 256 must be at least 1" in failed(capsys, *serve, "0", "--threads", "0")
@@ -197,6 +199,23 @@ def test_help_shows_examples(command: list[str], capsys: pytest.CaptureFixture[s
         main([*command, "--help"])
     assert caught.value.code == 0
     assert "asr-server" in capsys.readouterr().out
+
+
+def test_models_change_while_it_runs(server: Process, capsys: pytest.CaptureFixture[str]) -> None:
+    """On SIGHUP a new bundle is there, a broken one is not, and what was there stays."""
+    broken = save_toy_bundle(server.models, "broken")
+    (broken / "model.safetensors").write_bytes(b"damaged")
+    save_toy_bundle(server.models, "added")
+    arguments = ["transcribe", "--server", server.address, "--model"]
+    deadline = time.monotonic() + 60
+    while main([*arguments, "added", str(server.recording)]) != 0:
+        server.process.send_signal(signal.SIGHUP)
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert "go north" in capsys.readouterr().out
+    assert main([*arguments, "broken", str(server.recording)]) == 1
+    assert "model 'broken' is not known" in capsys.readouterr().err
+    assert main([*arguments, "tones", str(server.recording)]) == 0
 
 
 def test_sigterm_lets_calls_end(server: Process) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pocketsphinx import Decoder  # type: ignore[import-untyped]
+from pocketsphinx import Decoder
 
 from benchmarks.schedule import Pace, chunk_ends, cut, seconds_of
 
