@@ -160,6 +160,20 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="end a stream when no message came for so long (default: %(default)g)",
     )
     command.add_argument(
+        "--stall-seconds",
+        type=float,
+        default=limits.stall_seconds,
+        metavar="S",
+        help="end a stream when its caller has taken no response for so long (default: %(default)g)",
+    )
+    command.add_argument(
+        "--keepalive-seconds",
+        type=float,
+        default=usual.keepalive_seconds,
+        metavar="S",
+        help="ask silent connections so often whether they are alive (default: %(default)g)",
+    )
+    command.add_argument(
         "--drain-seconds",
         type=float,
         default=usual.drain_seconds,
@@ -209,6 +223,7 @@ def _serve(args: argparse.Namespace) -> int:
         language_models=tuple(args.language_models or ()),
         precision=args.precision,
         threads=args.threads,
+        keepalive_seconds=args.keepalive_seconds,
         drain_seconds=args.drain_seconds,
         reload_seconds=args.reload_seconds,
         message_bytes=args.max_message_bytes,
@@ -216,6 +231,7 @@ def _serve(args: argparse.Namespace) -> int:
             calls=args.max_calls,
             stream_seconds=args.max_stream_seconds,
             idle_seconds=args.idle_seconds,
+            stall_seconds=args.stall_seconds,
             lag_seconds=args.max_lag_seconds,
             ahead_seconds=args.max_ahead_seconds,
         ),

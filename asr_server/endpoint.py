@@ -35,7 +35,7 @@ class EndpointOptions:
     quiet: float = 15.0  # dB below the loudest frame of the utterance from which a frame counts as quiet
     start_history: float = 0.0  # window in which speech is looked for; 0: the first frame that is not blank
     start_threshold: float = 0.5  # share of its frames that must not be blank
-    stop_threshold: float = 1.0  # share of the frames of `silence` that must be quiet and blank
+    stop_threshold: float = 1.0  # below 1 also a window of `silence` ends it, of which this share is quiet and blank
     first_pass: float | None = None  # a shorter window that announces the end (Riva's stop_history_eou)
     first_pass_threshold: float = 1.0
 
@@ -145,10 +145,9 @@ class Endpointer:
             return self._blanks >= self._count(options.leading_silence)
         if options.first_pass is not None:
             self.probably_over = self._first_pass.add(is_quiet)
-        if self._stopped is not None:
-            is_over = self._stopped.add(is_quiet) and self._blanks > 0
-        else:
-            is_over = self._quiets >= self._count(options.silence)
+        is_over = self._quiets >= self._count(options.silence)
+        if self._stopped is not None:  # beside the rule above, so that a lower share never waits longer
+            is_over |= self._stopped.add(is_quiet) and self._blanks > 0
         return is_over or self._blanks >= self._count(options.patience)
 
     def _window(self, seconds: float, share: float) -> _Window:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -15,6 +15,7 @@ from asr_server import logs, settings, tracing
 from asr_server.logs import transcript_for_log
 from asr_server.messages import Call
 from asr_server.metrics import Metrics
+from asr_server.operations import ExhaustedError
 from asr_server.options import Limits
 from asr_server.quotas import CURRENT, QuotaError
 from asr_server.recognizer import Event, Result
@@ -25,6 +26,8 @@ _AUDIO_TIMEOUT = (
     "Audio Timeout Error: Long duration elapsed without audio. Audio should be sent close to real time. "
     "Nothing came for {} seconds."
 )
+
+_STALLED = "Results have not been read for {} seconds."
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,23 +60,20 @@ class Gate:
         self._calls += 1
         try:
             yield
-        except StatusError as error:
-            await context.abort(error.code, str(error))
         except QuotaError:
             raise  # the interceptor knows the status and when to try again
-        except ValueError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except Exception:
-            logger.exception("a call failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "The server failed on this call; its log says why.")
+        except Exception as error:
+            if isinstance(error, ExhaustedError):
+                self.metrics.rejected("overload")
+            await context.abort(*status_of(error))
         finally:
             self._calls -= 1
 
     @contextmanager
-    def session(self, call: Call, *, is_bulk: bool = False) -> Iterator[Session]:
-        """A stream's, or with `is_bulk` that of a recording sent at once."""
+    def session(self, call: Call, *, is_bulk: bool = False, max_seconds: float | None = None) -> Iterator[Session]:
+        """A stream's, or with `is_bulk` that of a recording sent at once. max_seconds: in place of their limits."""
         limits = self.limits
-        seconds = limits.unary_seconds if is_bulk else limits.stream_seconds
+        seconds = max_seconds or (limits.unary_seconds if is_bulk else limits.stream_seconds)
         account, span = CURRENT.get().quota, tracing.current_span()
 
         def charge(seconds: float) -> None:
@@ -84,7 +84,7 @@ class Gate:
         session = Session(
             self.line,
             call,
-            _too_long_recording(seconds) if is_bulk else _too_long_stream(seconds),
+            _too_long_recording(seconds, max_seconds is None) if is_bulk else _too_long_stream(seconds),
             max_seconds=seconds,
             ahead_seconds=limits.ahead_seconds,
             charge=charge,
@@ -119,6 +119,36 @@ class Gate:
         except TimeoutError:
             raise StatusError(OUT_OF_RANGE, _AUDIO_TIMEOUT.format(f"{self.limits.idle_seconds:g}")) from None
 
+    def writing(
+        self, answers: Callable[[AsyncIterator[T], Context], AsyncIterator[Any]]
+    ) -> Callable[[AsyncIterator[T], Context], Coroutine[Any, Any, None]]:
+        """The handler of a stream whose responses these are; ABORTED for a caller who does not take them.
+
+        A write returns when the window of the caller's connection has room. One who never makes any would keep
+        place, audio and results for ever, so these are given back before the status is sent, which he may never take.
+        """
+
+        async def handle(requests: AsyncIterator[T], context: Context) -> None:
+            generator = cast("AsyncGenerator[Any, None]", answers(requests, context))
+            async with aclosing(generator) as responses:
+                async for response in responses:
+                    if not await self._write(response, context):
+                        break
+                else:
+                    return
+            await context.abort(grpc.StatusCode.ABORTED, _STALLED.format(f"{self.limits.stall_seconds:g}"))
+
+        return handle
+
+    async def _write(self, response: Any, context: Context) -> bool:
+        """Whether the caller took it in time."""
+        try:
+            async with asyncio.timeout(self.limits.stall_seconds):
+                await context.write(response)
+        except TimeoutError:
+            return False
+        return True
+
     def _refusal(self) -> str | None:
         """Why no further call is let in; queueing it would only make all of them late."""
         if self._calls >= self.limits.calls:
@@ -127,6 +157,18 @@ class Gate:
         if lag > self.limits.lag_seconds:
             return f"The server is {lag:.1f} seconds behind, more than {self.limits.lag_seconds:g}. Try later."
         return None
+
+
+def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
+    """What a caller gets to read about an error of his call, or of what goes on after it in the background."""
+    if isinstance(error, StatusError):
+        return error.code, str(error)
+    if isinstance(error, QuotaError | ExhaustedError):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+    if isinstance(error, ValueError):
+        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+    logger.error("a call failed", exc_info=error)
+    return grpc.StatusCode.INTERNAL, "The server failed on this call; its log says why."
 
 
 def own_settings(context: Context) -> dict[str, str]:
@@ -139,5 +181,6 @@ def _too_long_stream(seconds: float) -> Callable[[], Exception]:
     return lambda: StatusError(OUT_OF_RANGE, f"Exceeded maximum allowed stream duration of {seconds:g} seconds.")
 
 
-def _too_long_recording(seconds: float) -> Callable[[], Exception]:
-    return lambda: ValueError(f"Sync input too long: it has more than {seconds:g} seconds of audio.")
+def _too_long_recording(seconds: float, is_awaited: bool) -> Callable[[], Exception]:
+    kind = "Sync input" if is_awaited else "Input"
+    return lambda: ValueError(f"{kind} too long: it has more than {seconds:g} seconds of audio.")

@@ -37,6 +37,7 @@ class Limits:
     unary_seconds: float = 600.0
     stream_seconds: float = 4 * 3600.0
     idle_seconds: float = 60.0  # between two messages of a stream
+    stall_seconds: float = 60.0  # for a caller to take a response, when those before it fill the connection's window
     ahead_seconds: float = 10.0  # of audio that a caller may be ahead of the recognizer; then it is read no further
     lag_seconds: float = 2.0  # by which the engine may be late before new calls are refused
     calls: int = 256  # at once; more are refused, because queueing would only make all of them late
@@ -62,6 +63,7 @@ class ServerOptions:
     precision: str = "auto"  # of the network's products: precision.PRECISIONS, or what this machine computes fastest
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # of the network and the searches
     message_bytes: int = 32 << 20  # largest message taken in
+    keepalive_seconds: float = 30.0  # between two pings that find out whether a silent client is still there
     drain_seconds: float = 10.0  # for calls in progress when the server is told to stop
     reload_seconds: float = 10.0  # between looks at the models' folders; 0: only on SIGHUP
     limits: Limits = field(default_factory=Limits)
@@ -74,9 +76,13 @@ class ServerOptions:
             raise ValueError(f"port {self.port} must be between 0 and 65535")
         if self.threads < 1 or self.limits.calls < 1:
             raise ValueError(f"threads {self.threads} and calls {self.limits.calls} must be at least 1")
-        positive = (self.limits.lag_seconds, self.limits.ahead_seconds, self.limits.idle_seconds, self.message_bytes)
-        if min(positive) <= 0:
-            raise ValueError(f"limits {self.limits} and message_bytes {self.message_bytes} must be above 0")
+        limits = self.limits
+        positive = (limits.lag_seconds, limits.ahead_seconds, limits.idle_seconds, limits.stall_seconds)
+        if min(*positive, self.message_bytes, self.keepalive_seconds) <= 0:
+            raise ValueError(
+                f"{limits}, message_bytes {self.message_bytes} and keepalive_seconds {self.keepalive_seconds} "
+                "must be above 0"
+            )
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision is {self.precision!r}. Select one of {('auto', *PRECISIONS)}")
 

@@ -12,7 +12,9 @@ import grpc.aio
 from asr_server import logs, messages, settings
 from asr_server.catalogue import Catalogue
 from asr_server.gate import Context, Gate
+from asr_server.long_running import LongRunning
 from asr_server.messages import Call, Writer
+from asr_server.operations_service import message as operation_message
 from asr_server.recognizer import Result
 from asr_server.session import Session
 from asr_server.telemetry_interceptor import request_number
@@ -25,9 +27,10 @@ GOOGLE_SERVICE_NAME = "google.cloud.speech.v1.Speech"  # the same numbers on the
 class SpeechService:
     """`Speech` of speech.proto."""
 
-    def __init__(self, catalogue: Catalogue, gate: Gate) -> None:
+    def __init__(self, catalogue: Catalogue, gate: Gate, long_running: LongRunning | None = None) -> None:
         self._catalogue = catalogue
         self._gate = gate
+        self._long_running = long_running
 
     async def recognize(self, request: pb.RecognizeRequest, context: Context) -> pb.RecognizeResponse:
         async with self._gate.answering(context):
@@ -63,7 +66,13 @@ class SpeechService:
                     reader.cancel()
 
     async def long_running_recognize(self, request: pb.LongRunningRecognizeRequest, context: Context) -> pb.Operation:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "LongRunningRecognize is not offered yet.")
+        if self._long_running is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "LongRunningRecognize is not offered here.")
+        async with self._gate.answering(context):
+            own = settings.from_metadata(_metadata(context))
+            call = await asyncio.to_thread(messages.read_config, request.config, self._catalogue, own)
+            return operation_message(await self._long_running.begin(call, request))
+        raise AssertionError("every error ends the call")
 
     async def _open(self, requests: AsyncIterator[pb.StreamingRecognizeRequest], own: Mapping[str, str]) -> Call:
         first = await self._gate.next(requests)
@@ -119,7 +128,7 @@ def add_to_server(service: SpeechService, server: grpc.aio.Server) -> None:
             response_serializer=pb.RecognizeResponse.SerializeToString,
         ),
         "StreamingRecognize": grpc.stream_stream_rpc_method_handler(
-            service.streaming_recognize,
+            service._gate.writing(service.streaming_recognize),
             request_deserializer=pb.StreamingRecognizeRequest.FromString,
             response_serializer=pb.StreamingRecognizeResponse.SerializeToString,
         ),

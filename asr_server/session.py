@@ -96,6 +96,12 @@ class Session:
         return float(self._samples / self.call.engine.sample_rate)
 
     @property
+    def passed(self) -> float:
+        """Of those seconds, how many steps have taken."""
+        waiting = max((channel.waiting for channel in self._channels), default=0)
+        return max(self.seconds - waiting / self.call.engine.sample_rate, 0.0)
+
+    @property
     def done(self) -> bool:
         """Nothing more will come: the audio has been recognised, or more of it would change nothing."""
         return self._error is not None or (bool(self._channels) and not self._left)

@@ -238,8 +238,10 @@ class Stream:
         size = self._engine.frame_samples
         start = (self.utterance.frames - self.utterance.kept_from) * size
         samples = self.utterance.kept[start : start + frames * size]
-        padded = np.pad(samples, (0, frames * size - len(samples)))
-        power: FloatArray = np.square(padded.reshape(frames, size)).mean(axis=1)
+        if len(samples) < frames * size:  # at the end of the audio
+            samples = np.concatenate([samples, np.zeros(frames * size - len(samples), np.float32)])
+        rows = samples.reshape(frames, size)
+        power: FloatArray = np.einsum("ij,ij->i", rows, rows) / size
         return power
 
     def _forget(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
 CORE = "asr_server.native.core"
-TESTS = ("test_beam_search.py", "test_native_search.py", "test_hot_words.py", "test_recognizer.py")
+TESTS = ("test_beam_search.py", "test_native_search.py", "test_hot_words.py", "test_recognizer.py", "test_precision.py")
 RUNTIMES = ("libasan.so", "libubsan.so", "libstdc++.so")
 ENVIRONMENT = {
     # CPython keeps memory until its end on purpose; a test watches the core's own. Freed memory is soon used again,

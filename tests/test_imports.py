@@ -20,6 +20,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 GRPC_FILES = {
     "service.py",
     "riva_service.py",
+    "operations_service.py",
     "auth_interceptor.py",
     "gate.py",
     "transport.py",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -137,7 +136,7 @@ def test_settings_in_metadata(stub: speech_pb2_grpc.SpeechStub) -> None:
     assert text(stub, EITHER, config(), metadata) == "a"
     assert text(stub, EITHER, config(settings=WITHOUT), metadata) == "a"
     requests = iter([opening(), *audio(EITHER)])
-    assert finals(stub.StreamingRecognize(requests, timeout=120, metadata=metadata)) == ["a"]
+    assert finals(stub.StreamingRecognize(requests, timeout=120, metadata=tuple(metadata))) == ["a"]
     code, details = refusal(lambda: whole(stub, EITHER, config(), [("earsight-speed", "2")]))
     assert code == INVALID
     assert "'speed' is not known" in details

@@ -261,7 +261,7 @@ def test_voice_activity_timeout(served: Served) -> None:
 def test_accepted_fields_change_nothing(served: Served) -> None:
     full = config(
         profanity_filter=True,
-        speech_contexts=[pb.SpeechContext(), pb.SpeechContext(phrases=["north"], boost=5)],
+        speech_contexts=[pb.SpeechContext()],
         enable_automatic_punctuation=True,
         use_enhanced=True,
         metadata=pb.RecognitionMetadata(interaction_type=3),
@@ -362,12 +362,6 @@ def test_uri_is_refused(served: Served) -> None:
     code, details = refusal(lambda: served.stub.Recognize(request))
     assert code == INVALID
     assert "'gs://bucket/talk.wav' is not supported" in details
-
-
-def test_long_running_is_refused(served: Served) -> None:
-    code, details = refusal(lambda: served.stub.LongRunningRecognize(pb.LongRunningRecognizeRequest()))
-    assert code == grpc.StatusCode.UNIMPLEMENTED
-    assert "StreamingRecognize" in details
 
 
 def test_timeout_needs_activity_events(served: Served) -> None:

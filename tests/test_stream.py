@@ -17,7 +17,7 @@ from asr_server.hot_words import HotWords
 from asr_server.language_model import LanguageModel
 from asr_server.pcm import Samples
 from asr_server.recognizer import Activity, ActivityKind, Engine, Event, Result, StreamOptions
-from asr_server.settings import with_pauses
+from asr_server.settings import read, with_pauses
 from asr_server.stream import Stream
 from tests.speech_fixtures import ALPHABET, RATE, speak, toy_engine
 
@@ -264,6 +264,27 @@ def test_ends_where_nothing_is_said_give_nothing(engine: Engine) -> None:
     for _ in range(2):
         stream.end_utterance()
     assert [result.text for result in finals(events + stream.finish())] == ["go"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stop_history": "1"},
+        {"stop_history": "60", "stop_threshold": "0.01"},
+        {"stop_history": "60000"},
+        {"start_history": "60000"},
+        {"stop_history": "1", "stop_history_eou": "1", "start_history": "100", "start_threshold": "1"},
+    ],
+)
+def test_no_setting_loses_audio(engine: Engine, values: dict[str, str]) -> None:
+    """Utterances of single letters or one of all: the letters are the same, wherever the audio is cut."""
+    samples = np.concatenate([speak("go north"), silence(1.3), speak("it's"), silence(6.0), speak("x")])
+    options = replace(EVERYTHING, endpoint=read(values, BEAM, USUAL).endpoint)
+    events = heard_in_pieces(engine.stream(options), samples, range(1000, len(samples), 1000))
+    assert "".join(result.text for result in finals(events)).replace(" ", "") == "gonorthit'sx"
+    ends = [event.end for event in events if isinstance(event, Result)]
+    assert ends == sorted(ends)
+    same(events, heard_in_pieces(engine.stream(options), samples, []))
 
 
 # --- endpointing as events ---

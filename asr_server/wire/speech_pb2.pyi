@@ -63,7 +63,7 @@ class RecognitionAudio(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     content: _builtins.bytes
     uri: _builtins.str
-    """Refused: this server fetches nothing."""
+    """Only in LongRunningRecognize, and only file:// in the folder that the operator chose: nothing is fetched."""
     def __init__(
         self,
         *,
@@ -618,7 +618,9 @@ class LongRunningRecognizeRequest(_message.Message):
     @_builtins.property
     def audio(self) -> Global___RecognitionAudio: ...
     @_builtins.property
-    def output_config(self) -> Global___TranscriptOutputConfig: ...
+    def output_config(self) -> Global___TranscriptOutputConfig:
+        """refused: results are asked for, not written"""
+
     def __init__(
         self,
         *,
@@ -992,6 +994,8 @@ Global___Operation: _TypeAlias = Operation  # noqa: Y015
 
 @_typing.final
 class LongRunningRecognizeMetadata(_message.Message):
+    """What `Operation.metadata` holds."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
@@ -1000,6 +1004,7 @@ class LongRunningRecognizeMetadata(_message.Message):
     URI_FIELD_NUMBER: _builtins.int
     progress_percent: _builtins.int
     uri: _builtins.str
+    """the request's"""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -1019,3 +1024,52 @@ class LongRunningRecognizeMetadata(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LongRunningRecognizeMetadata: _TypeAlias = LongRunningRecognizeMetadata  # noqa: Y015
+
+@_typing.final
+class LongRunningRecognizeResponse(_message.Message):
+    """What `Operation.response` holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    TOTAL_BILLED_TIME_FIELD_NUMBER: _builtins.int
+    OUTPUT_CONFIG_FIELD_NUMBER: _builtins.int
+    OUTPUT_ERROR_FIELD_NUMBER: _builtins.int
+    SPEECH_ADAPTATION_INFO_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpeechRecognitionResult]: ...
+    @_builtins.property
+    def total_billed_time(self) -> _duration_pb2.Duration:
+        """seconds of audio, rounded up"""
+
+    @_builtins.property
+    def output_config(self) -> Global___TranscriptOutputConfig:
+        """never set"""
+
+    @_builtins.property
+    def output_error(self) -> Global___Status:
+        """never set"""
+
+    @_builtins.property
+    def speech_adaptation_info(self) -> Global___SpeechAdaptationInfo:
+        """never set"""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___SpeechRecognitionResult] | None = ...,
+        total_billed_time: _duration_pb2.Duration | None = ...,
+        output_config: Global___TranscriptOutputConfig | None = ...,
+        output_error: Global___Status | None = ...,
+        speech_adaptation_info: Global___SpeechAdaptationInfo | None = ...,
+        request_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output_config", b"output_config", "output_error", b"output_error", "speech_adaptation_info", b"speech_adaptation_info", "total_billed_time", b"total_billed_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_config", b"output_config", "output_error", b"output_error", "request_id", b"request_id", "results", b"results", "speech_adaptation_info", b"speech_adaptation_info", "total_billed_time", b"total_billed_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LongRunningRecognizeResponse: _TypeAlias = LongRunningRecognizeResponse  # noqa: Y015
