@@ -110,6 +110,12 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="folder with KenLM files that calls can choose by name; may be given again",
     )
     command.add_argument(
+        "--audio-folder",
+        type=Path,
+        metavar="DIR",
+        help="recordings that LongRunningRecognize may read, as file:///NAME (default: none)",
+    )
+    command.add_argument(
         "--precision",
         choices=("auto", *PRECISIONS),
         default=usual.precision,
@@ -221,6 +227,7 @@ def _serve(args: argparse.Namespace) -> int:
         port=args.port,
         models=tuple(args.models or ()),
         language_models=tuple(args.language_models or ()),
+        audio_folder=args.audio_folder,
         precision=args.precision,
         threads=args.threads,
         keepalive_seconds=args.keepalive_seconds,

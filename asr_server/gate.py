@@ -27,6 +27,7 @@ _AUDIO_TIMEOUT = (
     "Nothing came for {} seconds."
 )
 
+_SHOWN = 1000  # characters of an error; percent-encoded at most 12 bytes each, and gRPC takes 16 KB of metadata
 _STALLED = "Results have not been read for {} seconds."
 
 logger = logging.getLogger(__name__)
@@ -162,11 +163,11 @@ class Gate:
 def status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     """What a caller gets to read about an error of his call, or of what goes on after it in the background."""
     if isinstance(error, StatusError):
-        return error.code, str(error)
+        return error.code, _readable(error)
     if isinstance(error, QuotaError | ExhaustedError):
-        return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, _readable(error)
     if isinstance(error, ValueError):
-        return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        return grpc.StatusCode.INVALID_ARGUMENT, _readable(error)
     logger.error("a call failed", exc_info=error)
     return grpc.StatusCode.INTERNAL, "The server failed on this call; its log says why."
 
@@ -175,6 +176,11 @@ def own_settings(context: Context) -> dict[str, str]:
     """The settings in a call's metadata."""
     metadata = context.invocation_metadata() or ()
     return settings.from_metadata({key: value for key, value in metadata if isinstance(value, str)})
+
+
+def _readable(error: Exception) -> str:
+    text = str(error)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _too_long_stream(seconds: float) -> Callable[[], Exception]:

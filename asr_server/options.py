@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asr_server.operations import OperationLimits
 from asr_server.security_options import SecurityOptions
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -67,6 +68,8 @@ class ServerOptions:
     drain_seconds: float = 10.0  # for calls in progress when the server is told to stop
     reload_seconds: float = 10.0  # between looks at the models' folders; 0: only on SIGHUP
     limits: Limits = field(default_factory=Limits)
+    audio_folder: Path | None = None  # whose files LongRunningRecognize may read as file:// uris
+    operations: OperationLimits = field(default_factory=OperationLimits)
     batching: BatchOptions = field(default_factory=BatchOptions)
     security: SecurityOptions = field(default_factory=SecurityOptions)
     telemetry: Telemetry = field(default_factory=Telemetry)

@@ -9,7 +9,7 @@ from itertools import islice
 
 MAX_ENTRIES = 100  # of a request, and
 MAX_LENGTH = 100  # characters, of what is searched for and of what it becomes: Google's limits
-MAX_TEXT = 100_000  # characters of a transcript: each replacement may hold what the next one searches for, many times
+MAX_TEXT = 10_000  # characters of a transcript: each replacement may hold what the next one searches for, many times
 
 _BAD = "Invalid recognition 'config': bad transcript_normalization."
 

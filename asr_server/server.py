@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +24,15 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 import asr_server.bundle
 import vision_zoo.bundle
 import vision_zoo.service
-from asr_server import riva_service, service
+from asr_server import operations_service, process, riva_service, service
 from asr_server.auth_interceptor import AuthInterceptor
 from asr_server.catalogue import Catalogue, Snapshot
 from asr_server.gate import Gate
+from asr_server.long_running import LongRunning
 from asr_server.malformed_interceptor import MalformedInterceptor
 from asr_server.metrics import Metrics, Model
 from asr_server.metrics_http import serve_metrics
+from asr_server.operations_service import OperationsService
 from asr_server.options import Running, ServerOptions
 from asr_server.precision import fastest
 from asr_server.recognizer import Engine
@@ -49,10 +50,17 @@ from vision_zoo.service import VisionService
 from vision_zoo.wire import vision_pb2
 
 SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
+OPERATION_SERVICES = (operations_service.SERVICE_NAME, operations_service.GOOGLE_SERVICE_NAME)
 RIVA_SERVICES = (riva_service.SERVICE_NAME, riva_service.RIVA_SERVICE_NAME)
 SPEECH_SERVICES = (service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME, *RIVA_SERVICES)
 HEALTHY = ("", *SPEECH_SERVICES, vision_zoo.service.SERVICE_NAME)  # "" is the server as a whole
-SERVICES = (service.SERVICE_NAME, riva_service.SERVICE_NAME, vision_zoo.service.SERVICE_NAME)  # for reflection
+SERVICES = (  # for reflection
+    service.SERVICE_NAME,
+    operations_service.SERVICE_NAME,
+    riva_service.SERVICE_NAME,
+    vision_zoo.service.SERVICE_NAME,
+)
+_M_ARENA_MAX = -8  # of mallopt, in malloc.h
 CODEC_THREADS = 2  # they decode compressed audio, which releases the interpreter's lock
 
 logger = logging.getLogger(__name__)
@@ -60,22 +68,13 @@ logger = logging.getLogger(__name__)
 
 async def serve(options: ServerOptions, ready: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP looks for models. ValueError when a bundle or the port cannot be used."""
-    _prepare_process()
+    process.prepare()
     stop, wake = asyncio.Event(), asyncio.Event()
     for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, wake)):
         asyncio.get_running_loop().add_signal_handler(number, event.set)
     async with running(options, wake) as server:
         ready(server)
         await stop.wait()
-
-
-def _prepare_process() -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a login's 1,024 descriptors are few connections
-    # glibc keeps free memory for each thread apart. Calls go through many, so most of it would lie there unused: after
-    # 40,000 malformed calls (benchmarks.fuzz) 1,140 MiB were resident, and 830 with one arena, at no cost in time.
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 @asynccontextmanager
@@ -124,7 +123,10 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         line = Line(executor, options.batching, metrics)
         stack.callback(line.close)
         gate = Gate(line, options.limits, metrics)
-        service.add_to_server(SpeechService(catalogue, gate), server)
+        long_running = LongRunning(gate, options.operations, options.audio_folder)
+        stack.push_async_callback(long_running.close)
+        service.add_to_server(SpeechService(catalogue, gate, long_running), server)
+        operations_service.add_to_server(OperationsService(long_running), server)
         riva_service.add_to_server(RivaService(catalogue, gate), server)
         vision_zoo.service.add_to_server(vision, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
@@ -185,6 +187,7 @@ def _methods() -> Mapping[str, Any]:
     speech = speech_pb2.DESCRIPTOR.services_by_name["Speech"]
     return {
         **dict.fromkeys((service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME), speech),
+        **dict.fromkeys(OPERATION_SERVICES, operations_service.DESCRIPTOR),
         **dict.fromkeys(RIVA_SERVICES, riva_service.DESCRIPTOR),
         vision_zoo.service.SERVICE_NAME: vision_pb2.DESCRIPTOR.services_by_name["Vision"],
         health.SERVICE_NAME: health_pb2.DESCRIPTOR.services_by_name["Health"],

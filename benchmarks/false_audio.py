@@ -42,10 +42,10 @@ def originals(random_numbers: random.Random) -> dict[str, bytes]:
         "wav-ex": _written(audio, 48000, "WAVEX", "PCM_24"),
         "flac": _written(audio, 48000, "FLAC", "PCM_16"),
         "flac-24": _written(audio[:, 0], 16000, "FLAC", "PCM_24"),
-        "ogg-vorbis": _written(audio, 48000, "OGG", "VORBIS"),
+        "ogg-vorbis": _encoded(audio, "ogg", "libvorbis"),
         "mp3": _written(audio[:, 0], 48000, "MP3", "MPEG_LAYER_III"),
-        "ogg": _opus(audio, "ogg"),
-        "webm": _opus(audio, "webm"),
+        "ogg": _encoded(audio, "ogg"),
+        "webm": _encoded(audio, "webm"),
         "amr": b"#!AMR\n" + b"".join(b"\x3c" + random_numbers.randbytes(31) for _ in range(25)),
         "amr-wb": b"#!AMR-WB\n" + b"".join(b"\x44" + random_numbers.randbytes(60) for _ in range(25)),
         "pcm": (audio[:, 0] * 32767).astype("<i2").tobytes(),
@@ -59,7 +59,7 @@ def bombs() -> dict[str, bytes]:
     return {
         "flac-bomb": _written(silence, 8000, "FLAC", "PCM_16"),
         "mp3-bomb": _written(silence, 8000, "MP3", "MPEG_LAYER_III"),
-        "ogg-bomb": _opus(np.zeros((600 * 48000 // 4, 1), np.float32), "ogg"),
+        "ogg-bomb": _encoded(np.zeros((600 * 48000 // 4, 1), np.float32), "ogg"),
     }
 
 
@@ -69,12 +69,12 @@ def _written(audio: np.ndarray, rate: int, container: str, subtype: str) -> byte
     return file.getvalue()
 
 
-def _opus(audio: np.ndarray, container: str) -> bytes:
-    """(S, C) at 48 kHz."""
+def _encoded(audio: np.ndarray, container: str, codec: str = "libopus") -> bytes:
+    """(S, C) at 48 kHz. Without random serial numbers, so that the same comes out every time."""
     file = io.BytesIO()
     layout = "stereo" if audio.shape[1] == 2 else "mono"
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream("libopus", rate=48000, layout=layout)
+    with av.open(file, "w", format=container, options={"fflags": "+bitexact"}) as output:
+        stream = output.add_stream(codec, rate=48000, layout=layout)
         assert isinstance(stream, av.AudioStream)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio).reshape(1, -1), "flt", layout)
         frame.sample_rate = 48000

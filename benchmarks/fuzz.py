@@ -95,15 +95,15 @@ class Fuzzer:
         self.found = Findings()
         self._server = server
         self._control = control
-        self._expected = ""
+        self.expected = ""
 
     async def run(self, cases: Malformed, numbers: Sequence[int], concurrency: int) -> Findings:
         # Without the option channels to one address share a connection.
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
         before = sample(self._server.pid, 0)
         channels = [grpc.aio.insecure_channel(self._server.address, options=options) for _ in range(CHANNELS)]
-        self._expected = await self._recognised(channels[0])
-        if not self._expected:
+        self.expected = await self._recognised(channels[0])
+        if not self.expected:
             raise ValueError("the control recording has no text: it could not show that the server still works")
         self.found.samples.append(sample(self._server.pid, 0))
         for start in range(0, len(numbers), CONTROL_EVERY):
@@ -140,8 +140,8 @@ class Fuzzer:
     async def _check(self, channel: grpc.aio.Channel) -> None:
         """That the server is as it was."""
         heard = await self._recognised(channel)
-        if heard != self._expected:
-            self.found.wrong.append((self.found.done, "control", f"heard {heard!r} instead of {self._expected!r}"))
+        if heard != self.expected:
+            self.found.wrong.append((self.found.done, "control", f"heard {heard!r} instead of {self.expected!r}"))
         usage = self._server.usage()
         self.found.peak = max(self.found.peak, usage.peak)
         now = sample(self._server.pid, self.found.done)

@@ -232,16 +232,13 @@ def test_clock_jumps(models: Path, tmp_path: Path) -> None:
 
 
 def test_full_disk(models: Path) -> None:
-    """Not a byte can be written to any file, nor to the log."""
-
-    def no_writes() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
+    """From one moment on not a byte can be written, to any file or to the log."""
     with (
         open("/dev/full", "w") as full,
-        started(models, errors=full, limit=no_writes) as server,
+        started(models, errors=full) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, 0))
         for _ in range(3):
             assert transcript(channel) == "go north"
         assert status(channel, iter([audio(b"")])) is Code.INVALID_ARGUMENT

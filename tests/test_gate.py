@@ -8,7 +8,7 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from asr_server.gate import Gate, StatusError
+from asr_server.gate import Gate, StatusError, status_of
 from asr_server.metrics import Metrics
 from asr_server.options import Limits
 from asr_server.quotas import QuotaError
@@ -116,3 +116,11 @@ def test_a_spent_quota_is_left_to_the_interceptor() -> None:
         assert await call(one) is None
 
     asyncio.run(work())
+
+
+def test_long_errors_are_cut() -> None:
+    """gRPC drops a status whose text does not fit into the metadata."""
+    code, text = status_of(ValueError("x" * 100_000))
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert len(text) < 1100
+    assert text.endswith("...")

@@ -58,5 +58,5 @@ def test_texts_that_grow_end_at_a_bound() -> None:
     """Each entry makes 50 of every one: after a few of them no memory would be enough."""
     growing = [Replacement("a", "a " * 50) for _ in range(100)]
     assert len(normalise("a", growing[:2])) == 50 * (2 * 50 + 1)
-    with pytest.raises(ValueError, match="make a transcript of more than 100000 characters"):
+    with pytest.raises(ValueError, match="make a transcript of more than 10000 characters"):
         normalise("a", growing)

@@ -184,7 +184,7 @@ def test_transcripts_that_explode_are_refused(stub: speech_pb2_grpc.SpeechStub) 
     recognition = config(transcript_normalization=normalization(*[("a", "a " * 50, False)] * 100))
     code, details = refusal(lambda: whole(stub, pcm(speak("a")), recognition))
     assert code == INVALID
-    assert "make a transcript of more than 100000 characters" in details
+    assert "make a transcript of more than 10000 characters" in details
 
 
 @pytest.mark.parametrize(("samples", "seconds"), [(16000, 1), (16001, 2), (48000, 3), (100, 1)])
