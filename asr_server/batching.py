@@ -185,7 +185,8 @@ class Scheduler:
                 first = min(self._queue, key=self._queue.__getitem__)
                 limit = self._limit(first.engine)
                 mates = [live for live in self._queue if live.engine is first.engine]
-                begin = min(self._queue[first], self._pace)
+                # Recordings alone wait for nobody: company that may come joins the step after this one.
+                begin = 0.0 if all(live.is_bulk for live in self._queue) else min(self._queue[first], self._pace)
                 wait = begin - time.monotonic()
                 if wait > 0 and len(mates) < limit:
                     self._lock.wait(wait)

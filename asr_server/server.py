@@ -53,7 +53,7 @@ SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
 OPERATION_SERVICES = (operations_service.SERVICE_NAME, operations_service.GOOGLE_SERVICE_NAME)
 RIVA_SERVICES = (riva_service.SERVICE_NAME, riva_service.RIVA_SERVICE_NAME)
 SPEECH_SERVICES = (service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME, *RIVA_SERVICES)
-HEALTHY = ("", *SPEECH_SERVICES, vision_zoo.service.SERVICE_NAME)  # "" is the server as a whole
+HEALTHY = ("", *SPEECH_SERVICES, *OPERATION_SERVICES, vision_zoo.service.SERVICE_NAME)  # "" is the server as a whole
 SERVICES = (  # for reflection
     service.SERVICE_NAME,
     operations_service.SERVICE_NAME,

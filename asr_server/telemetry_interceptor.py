@@ -184,12 +184,16 @@ def _inside(behaviour: Callable[..., Any], call: _Call) -> Callable[..., Any]:
     async def inside(request: Any, context: Context) -> Any:
         call.enter(context)
         response = None
-        if generates:
-            async with aclosing(behaviour(request, context)) as responses:
-                async for each in responses:
-                    await context.write(each)
-        else:  # one response; or a stream in the reader and writer style, which returns nothing
-            response = await behaviour(request, context)
+        try:
+            if generates:
+                async with aclosing(behaviour(request, context)) as responses:
+                    async for each in responses:
+                        await context.write(each)
+            else:  # one response; or a stream in the reader and writer style, which returns nothing
+                response = await behaviour(request, context)
+        except grpc.aio.InternalError as error:
+            # The caller left while something was being sent, which grpc would log as a fault of ours.
+            raise asyncio.CancelledError from error
         call.answered = True
         return response
 

@@ -232,6 +232,24 @@ def recognize(served: Served, content: bytes, **fields: Any) -> pb.RecognizeResp
 # --- results ---
 
 
+def assert_same(found: list[pb.SpeechRecognitionResult], expected: list[pb.SpeechRecognitionResult]) -> None:
+    """But for confidences, which are the same to rounding: steps may have been shared in another way."""
+    confidences: list[list[float]] = [[], []]
+    for results, numbers in zip((found, expected), confidences, strict=True):
+        for alternative in (alternative for result in results for alternative in result.alternatives):
+            items: list[Any] = [alternative, *alternative.words]
+            for item in items:
+                numbers.append(item.confidence)
+                item.ClearField("confidence")
+    assert found == expected
+    assert confidences[0] == pytest.approx(confidences[1], abs=1e-4)
+
+
+def _place(result: pb.SpeechRecognitionResult) -> tuple[int, int]:
+    """The channels may end at the same time."""
+    return result.result_end_time.ToMilliseconds(), result.channel_tag
+
+
 def test_same_results_as_at_once(served: Served) -> None:
     fields: dict[str, Any] = {"enable_word_time_offsets": True, "enable_word_confidence": True, "max_alternatives": 3}
     operation = served.begin(pcm(TWO), **fields)
@@ -240,7 +258,7 @@ def test_same_results_as_at_once(served: Served) -> None:
     ended = served.wait(operation.name)
     whole = recognize(served, pcm(TWO), **fields)
     assert [result.alternatives[0].transcript for result in whole.results] == ["go north", " it's"]
-    assert list(response(ended).results) == list(whole.results)
+    assert_same(list(response(ended).results), list(whole.results))
     assert response(ended).total_billed_time == whole.total_billed_time
     assert response(ended).request_id >= 0
     told = metadata(ended)
@@ -259,7 +277,10 @@ def test_each_channel(served: Served) -> None:
     whole = recognize(served, pcm(stereo), **fields)
     assert {result.channel_tag for result in whole.results} == {1, 2}
     ended = served.wait(served.begin(pcm(stereo), **fields).name)
-    assert list(response(ended).results) == list(whole.results)
+    found = list(response(ended).results)
+    ends = [result.result_end_time.ToMilliseconds() for result in found]
+    assert ends == sorted(ends)
+    assert_same(*(sorted(each, key=_place) for each in (found, whole.results)))
 
 
 def test_a_file_of_the_folder(served: Served) -> None:
@@ -438,21 +459,23 @@ def test_list(served: Served) -> None:
     assert refusal(lambda: served.wait(names[0], -1))[0] == Status.INVALID_ARGUMENT
 
 
-def test_clients_and_their_quotas(engine: Engine, tmp_path: Path) -> None:
-    """An operation is its client's alone, and so is its audio."""
+def test_clients_and_their_quotas(engine: Engine, tmp_path: Path, held: threading.Event) -> None:
+    """An operation is its client's alone, and so is its audio, also where it begins when another client's has ended."""
     tokens = tmp_path / "tokens.json"
     ann, bob = make_token(tokens, "ann"), make_token(tokens, "bob", "--audio-seconds-per-hour", "3")
     with serving(engine, tokens=tokens) as (address, runner):
         with calling(address, runner, ann) as of_ann, calling(address, runner, bob) as of_bob:
-            name = of_ann.begin(pcm(TWO)).name
+            name, waiting = of_ann.begin(pcm(TWO)).name, of_bob.begin(pcm(TWO)).name
+            held.set()
             assert response(of_ann.wait(name)).results
+            ended = of_bob.wait(waiting)
+            assert ended.error.code == 8
+            assert ended.error.message.startswith("Quota audio_seconds_per_hour of client 'bob'")
+            of_bob.delete(waiting)
             for attempt in (of_bob.get, of_bob.cancel, of_bob.delete, of_bob.wait):
                 assert refusal(lambda attempt=attempt: attempt(name))[0] == Status.NOT_FOUND  # type: ignore[misc]
             assert list(of_bob.list().operations) == []
             assert [operation.name for operation in of_ann.list().operations] == [name]
-            ended = of_bob.wait(of_bob.begin(pcm(TWO)).name)
-            assert ended.error.code == 8
-            assert ended.error.message.startswith("Quota audio_seconds_per_hour of client 'bob'")
 
 
 def test_a_server_that_stops(engine: Engine, held: threading.Event) -> None:
