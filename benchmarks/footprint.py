@@ -32,6 +32,7 @@ BARS = (
     Bar("seconds until ready: at most 10", "ready_seconds", at_most=10),
     Bar("resident memory in MB before anybody speaks: at most 1500", "resident_mb", at_most=1500),
     Bar("MB for each live stream: at most 2", "stream_mb", at_most=2),
+    Bar("calls that failed, so that fewer streams were live: none", "failed_calls", at_most=0),
 )
 LEAD = 1.0  # seconds from the order to the load's beginning
 MB = 1.048576  # in a MiB
@@ -58,8 +59,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             while time.monotonic() < begin + pace.window[1]:
                 time.sleep(0.5)
                 most = max(most, server.usage().resident)
-            if failed := failures([call_of(each) for each in generator.reply()]):
+            failed = failures([call_of(each) for each in generator.reply()])
+            if failed:
                 print(f"failed: {listed(failed)}")
+        found |= {"failed_calls": sum(failed.values())}
         found |= {"streams": args.streams, "loaded_mb": MB * most, "stream_mb": MB * (most - before) / args.streams}
     return found
 

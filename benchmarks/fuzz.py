@@ -24,14 +24,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from asr_server import riva_service, service
 from asr_server.bundle import SHIPPED
 from asr_server.wire import speech_pb2 as pb
 from benchmarks import machine, recordings
-from benchmarks.malformed import Case, Malformed, Method
+from benchmarks.malformed import Case, Malformed, methods
 from benchmarks.schedule import RATE
 from benchmarks.server_process import ServerProcess, command
 
@@ -42,11 +39,6 @@ CHANNELS = 16
 WRONG = ("INTERNAL", "UNKNOWN", "UNAVAILABLE", "HANGS")
 LOGGED_WRONG = ("Traceback", "code=INTERNAL", "code=UNKNOWN")
 RECOGNIZE = "/{}/Recognize".format(pb.DESCRIPTOR.services_by_name["Speech"].full_name)
-SECOND_NAMES = {  # that reflection does not list
-    service.SERVICE_NAME: service.GOOGLE_SERVICE_NAME,
-    riva_service.SERVICE_NAME: riva_service.RIVA_SERVICE_NAME,
-}
-ENDLESS = ("Watch", "WaitOperation")  # calls of these go on until their callers end them
 
 
 @dataclass(frozen=True)
@@ -74,18 +66,6 @@ def sample(pid: int, done: int) -> Sample:
     process = machine.PROC / str(pid)
     threads, descriptors = (len(list((process / name).iterdir())) for name in ("task", "fd"))
     return Sample(done, machine.status(pid).get("VmRSS", 0.0), descriptors, threads)
-
-
-def methods(address: str) -> list[Method]:
-    """Every method of every service, as the server describes itself."""
-    with grpc.insecure_channel(address) as channel:
-        database = ProtoReflectionDescriptorDatabase(channel)
-        pool, found = DescriptorPool(database), []
-        for first in database.get_services():
-            for name in (first, *(SECOND_NAMES[first] for _ in range(first in SECOND_NAMES))):
-                served = pool.FindServiceByName(first).methods
-                found += [Method(f"/{name}/{each.name}", each.input_type, each.name in ENDLESS) for each in served]
-    return found
 
 
 class Fuzzer:
@@ -237,14 +217,13 @@ def report(found: Findings) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    control = args.control.read_bytes() if args.control else recordings.read(None, 1)[0].audio
     with tempfile.TemporaryDirectory(prefix="earsight-fuzz-") as folder:
         log = Path(folder) / "server.log"
-        words = [*command(args.models or SHIPPED, 256, None), "--max-stream-seconds", "60", "--idle-seconds", "10"]
+        words = [*command(SHIPPED, 256, None), "--max-stream-seconds", "60", "--idle-seconds", "10"]
         with ServerProcess(words, log) as server:
             targets = methods(server.address)
             print(f"{len(targets)} methods: {', '.join(each.path for each in targets)}", flush=True)
-            cases, fuzzer = Malformed(targets, args.seed), Fuzzer(server, control)
+            cases, fuzzer = Malformed(targets, args.seed), Fuzzer(server, recordings.read(None, 1)[0].audio)
             numbers = [args.case] if args.case is not None else range(args.requests)
             began = time.monotonic()
             found = asyncio.run(fuzzer.run(cases, numbers, args.concurrency))
@@ -277,8 +256,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--case", type=int, metavar="N", help="only this one")
     add("--concurrency", type=int, default=64, help="calls in progress (default: %(default)s)")
     add("--growth", type=float, default=10.0, metavar="PER CENT", help="of memory, at most (default: %(default)g)")
-    add("--models", type=Path, metavar="DIR", help="bundles (default: the shipped ones)")
-    add("--control", type=Path, metavar="RAW", help="LINEAR16 at 16 kHz (default: the shipped sample)")
     add("--log", type=Path, metavar="FILE", help="keep the server's log")
     try:
         return run(parser.parse_args(arguments))

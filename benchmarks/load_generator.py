@@ -106,7 +106,7 @@ class Generator:
                     break
                 await call.write(chunk)
             await call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.InternalError):
             # The server has ended the call; reading finds its status. A write that meets the end can turn it into
             # INTERNAL, "Internal error from Core" (grpc/grpc#36066).
             pass

@@ -10,10 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from asr_server import riva_service, service
 from benchmarks import false_audio
 
 _NUMBERS = (0, 1, 2, 7, 8, 9, 30, 31, 4000, 8000, 16000, 44100, 48000, 10**6, 2**31 - 1, -1, -8000, -(2**31))
@@ -29,6 +33,11 @@ _METADATA_NAMES = (
     *("earsight-alpha", "earsight-beta", "earsight-beam_width", "earsight-beam-width", "earsight-lexicon"),
     *("earsight-stop_history", "earsight-stop-threshold", "earsight-language_model", "earsight-", "earsight-x"),
 )
+SECOND_NAMES = {  # that reflection does not list
+    service.SERVICE_NAME: service.GOOGLE_SERVICE_NAME,
+    riva_service.SERVICE_NAME: riva_service.RIVA_SERVICE_NAME,
+}
+ENDLESS = ("Watch", "WaitOperation")  # calls of these go on until their callers end them
 _SMALL = 3  # levels of messages inside messages
 
 
@@ -39,6 +48,18 @@ class Method:
     path: str  # /SERVICE/METHOD
     request: Descriptor
     endless: bool = False  # a call that nobody ends goes on
+
+
+def methods(address: str) -> list[Method]:
+    """Every method of every service, as the server describes itself."""
+    with grpc.insecure_channel(address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        pool, found = DescriptorPool(database), []
+        for first in database.get_services():
+            for name in (first, *(SECOND_NAMES[first] for _ in range(first in SECOND_NAMES))):
+                served = pool.FindServiceByName(first).methods
+                found += [Method(f"/{name}/{each.name}", each.input_type, each.name in ENDLESS) for each in served]
+    return found
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from benchmarks import fuzz
-from benchmarks.malformed import Case, Malformed, Method
+from benchmarks.malformed import Case, Malformed, Method, methods
 from benchmarks.server_process import ServerProcess, command
 from tests.speech_fixtures import pcm, save_toy_bundle, speak
 
@@ -28,7 +29,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def cases(server: ServerProcess) -> Malformed:
-    return Malformed(fuzz.methods(server.address), seed=0)
+    return Malformed(methods(server.address), seed=0)
 
 
 def test_every_malformed_call_is_answered(
@@ -46,7 +47,7 @@ def test_every_malformed_call_is_answered(
 
 
 def test_all_methods_are_found(cases: Malformed, server: ServerProcess) -> None:
-    paths = {method.path for method in fuzz.methods(server.address)}
+    paths = {method.path for method in methods(server.address)}
     assert paths >= {
         "/earsight.speech.v1.Speech/StreamingRecognize",
         "/google.cloud.speech.v1.Speech/Recognize",
@@ -58,8 +59,18 @@ def test_all_methods_are_found(cases: Malformed, server: ServerProcess) -> None:
     assert called >= paths
 
 
+def test_bytes_that_are_no_message_are_their_senders_fault(server: ServerProcess) -> None:
+    """Of every method, for gRPC parses them before any handler is asked."""
+    with grpc.insecure_channel(server.address) as channel:
+        for method in methods(server.address):
+            call: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method.path)
+            with pytest.raises(grpc.RpcError, match=r"Malformed message of 3 bytes\. Error parsing") as error:
+                list(call(iter([b"\xff\xff\xff"]), timeout=60))
+            assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_a_case_follows_from_seed_and_number(cases: Malformed, server: ServerProcess) -> None:
-    others = [Malformed(fuzz.methods(server.address), seed) for seed in (0, 1)]
+    others = [Malformed(methods(server.address), seed) for seed in (0, 1)]
     for number in range(50):
         assert cases.case(number) == others[0].case(number)
     assert any(cases.case(number) != others[1].case(number) for number in range(50))
@@ -68,8 +79,8 @@ def test_a_case_follows_from_seed_and_number(cases: Malformed, server: ServerPro
 class Asked(Malformed):
     """One case, over and over."""
 
-    def __init__(self, methods: list[Method], case: Case) -> None:
-        super().__init__(methods, 0)
+    def __init__(self, served: list[Method], case: Case) -> None:
+        super().__init__(served, 0)
         self._case = case
 
     def case(self, number: int) -> Case:
@@ -98,7 +109,7 @@ def test_growth_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_call_that_does_not_end_is_noticed(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watching health goes on until the caller ends it."""
     monkeypatch.setattr(fuzz, "PATIENCE", 1.0)
-    watch = Asked(fuzz.methods(server.address), Case("fields", "/grpc.health.v1.Health/Watch", (b"",)))
+    watch = Asked(methods(server.address), Case("fields", "/grpc.health.v1.Health/Watch", (b"",)))
     found = asyncio.run(fuzz.Fuzzer(server, pcm(speak("go"))).run(watch, [0], concurrency=1))
     assert [(number, kind) for number, kind, _ in found.wrong] == [(0, "fields")]
     assert "HANGS" in found.wrong[0][2]
