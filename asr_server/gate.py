@@ -51,10 +51,14 @@ class Gate:
         self.limits = limits
         self.metrics = metrics
         self._calls = 0
+        self.draining = False  # the server is stopping: who is in may finish, nobody else comes in
 
     @asynccontextmanager
     async def answering(self, context: Context) -> AsyncIterator[None]:
         """Lets a call in or refuses it at once, and ends it with a status where something is wrong."""
+        if self.draining:
+            self.metrics.rejected("draining")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is stopping. Try another one.")
         if refusal := self._refusal():
             self.metrics.rejected("overload")
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)

@@ -61,6 +61,8 @@ SERVICES = (  # for reflection
     vision_zoo.service.SERVICE_NAME,
 )
 _M_ARENA_MAX = -8  # of mallopt, in malloc.h
+# Calls that arrive while gRPC begins to stop end with CANCELLED now and then; until then our own answer is UNAVAILABLE.
+_NOTICE_SECONDS = 0.3
 CODEC_THREADS = 2  # they decode compressed audio, which releases the interpreter's lock
 
 logger = logging.getLogger(__name__)
@@ -145,6 +147,8 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             yield models
         finally:
             await state.enter_graceful_shutdown()
+            gate.draining = True
+            await asyncio.sleep(_NOTICE_SECONDS)
             await server.stop(options.drain_seconds)
 
 

@@ -77,7 +77,7 @@ def _serves(channel: grpc.Channel) -> bool:
     try:
         return transcript(channel, "go") == "go"
     except grpc.RpcError as error:
-        if error.code() is Code.UNAVAILABLE:
+        if error.code() in (Code.UNAVAILABLE, Code.CANCELLED):  # the latter in the very moment of stopping
             return False
         raise
 

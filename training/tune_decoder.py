@@ -37,7 +37,7 @@ import optuna
 from optuna.distributions import FloatDistribution, IntDistribution
 from tqdm import tqdm
 
-from asr_server.bundle import DESCRIPTION
+from asr_server.bundle import CALIBRATION, DESCRIPTION
 from asr_server.decoding import DecodingOptions
 from training import network_outputs
 from training.decoding_trial import HEADING, Trial, Trials, try_options
@@ -164,10 +164,14 @@ def description(bundle: Path) -> dict[str, Any]:
 
 
 def write_options(bundle: Path, options: DecodingOptions) -> None:
-    """Replace the decoding options in a bundle's description, whole or not at all."""
+    """Replace the decoding options in a bundle's description, whole or not at all.
+
+    A calibration belongs to the options it was fitted with, so it goes: run training.calibrate again.
+    """
     path = bundle / DESCRIPTION
     new = path.with_suffix(".new")
     tuned = {**description(bundle), "decoding": asdict(options)}
+    tuned.pop(CALIBRATION, None)
     new.write_text(json.dumps(tuned, indent=2) + "\n", encoding="utf-8")
     new.replace(path)
 
