@@ -108,7 +108,7 @@ def test_growth_is_noticed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_call_that_does_not_end_is_noticed(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     """Watching health goes on until the caller ends it."""
-    monkeypatch.setattr(fuzz, "PATIENCE", 1.0)
+    monkeypatch.setattr(fuzz, "PATIENCE", 2.0)
     watch = Asked(methods(server.address), Case("fields", "/grpc.health.v1.Health/Watch", (b"",)))
     found = asyncio.run(fuzz.Fuzzer(server, pcm(speak("go"))).run(watch, [0], concurrency=1))
     assert [(number, kind) for number, kind, _ in found.wrong] == [(0, "fields")]
