@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from asr_server import logs, messages, settings
+from asr_server import logs, messages
 from asr_server.catalogue import Catalogue
-from asr_server.gate import Context, Gate
+from asr_server.gate import Context, Gate, own_settings
 from asr_server.long_running import LongRunning
 from asr_server.messages import Call, Writer
 from asr_server.operations_service import message as operation_message
@@ -35,7 +35,7 @@ class SpeechService:
     async def recognize(self, request: pb.RecognizeRequest, context: Context) -> pb.RecognizeResponse:
         async with self._gate.answering(context):
             content = self._content(request.audio)
-            own = settings.from_metadata(_metadata(context))
+            own = own_settings(context)
             call = await asyncio.to_thread(messages.read_config, request.config, self._catalogue, own)
             with self._gate.session(call, is_bulk=True) as session:
                 reader = asyncio.create_task(_send(session, content))
@@ -53,7 +53,7 @@ class SpeechService:
     ) -> AsyncIterator[pb.StreamingRecognizeResponse]:
         await context.send_initial_metadata(())  # clients block until they see the headers
         async with self._gate.answering(context):
-            call = await self._open(requests, settings.from_metadata(_metadata(context)))
+            call = await self._open(requests, own_settings(context))
             writer = Writer(call, request_number(logs.request_id.get()))
             with self._gate.session(call) as session:
                 reader = asyncio.create_task(self._read(requests, session))
@@ -69,7 +69,7 @@ class SpeechService:
         if self._long_running is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "LongRunningRecognize is not offered here.")
         async with self._gate.answering(context):
-            own = settings.from_metadata(_metadata(context))
+            own = own_settings(context)
             call = await asyncio.to_thread(messages.read_config, request.config, self._catalogue, own)
             return operation_message(await self._long_running.begin(call, request))
         raise AssertionError("every error ends the call")
@@ -113,10 +113,6 @@ async def _send(session: Session, content: bytes) -> None:
         await session.finish()
     except Exception as error:
         session.fail(error)
-
-
-def _metadata(context: Context) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
 
 def add_to_server(service: SpeechService, server: grpc.aio.Server) -> None:
