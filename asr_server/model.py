@@ -1,15 +1,21 @@
 """Deep Speech (Hannun et al. 2014, arXiv 1412.5567): five layers, one of them recurrent, and a softmax over letters.
 
+With `recurrent_layers` above 1 there are more recurrences between layers 4 and 5, as in Deep Speech 2 (Amodei et al.
+2015, arXiv 1512.02595), each on a residual path.
+
 Dimension letters: B batch, T input frames, N output frames (T / stride, rounded up), F features, C context frames on
-each side, H hidden, V symbols, K chunks. `forward` and `step` are two doors to the same private functions.
+each side, H hidden, V symbols, L recurrent layers, K chunks, W frames of a window: a chunk and its right context.
+`forward` and `step` are two doors to the same private functions.
 
 Streaming a bidirectional layer: the forward state is carried for ever; the backward recurrence starts from zero
-`right` frames after the end of each chunk of `frames` and is kept for the chunk only. Latency: one chunk, its right
-context and the C frames of layer 1.
+`right` frames after the end of each chunk of `frames` and is kept for the chunk only. A deeper layer hears the same
+window and no more, so its forward recurrence runs through the right context too, from the state at the chunk's end, and
+forgets that. Latency: one chunk, its right context and the C frames of layer 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +51,12 @@ class DeepSpeechConfig:
     dropout: float = 0.05
     clip: float = 20.0
     normalisation: str = "none"
+    recurrent_layers: int = 1  # the paper's; Deep Speech 2 has up to 7
     chunk: int | None = None  # output frames; None: the backward recurrence waits for the end of the utterance
     right: int = 0
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("features", "symbols", "width", "stride")}
+        sizes = {name: getattr(self, name) for name in ("features", "symbols", "width", "stride", "recurrent_layers")}
         for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}: at least 1")
@@ -77,7 +84,7 @@ class ModelState:
 
     heard: Tensor  # (T, F)
     pending: Tensor  # (N, H)
-    forward: Tensor  # (1, H)
+    forward: Tensor  # (L, H)
 
 
 class DeepSpeech(nn.Module):
@@ -92,6 +99,7 @@ class DeepSpeech(nn.Module):
         self.recurrent_norm = _normalisation(config)
         self.forward_weight = nn.Parameter(_recurrent_weight(config.width))
         self.backward_weight = nn.Parameter(_recurrent_weight(config.width))
+        self.deeper = nn.ModuleList(_Deeper(config) for _ in range(config.recurrent_layers - 1))
         self.merge = _Dense(config.width, config)
         self.output = nn.Linear(config.width, config.symbols)
         nn.init.zeros_(self.recurrent_input.bias)
@@ -109,15 +117,19 @@ class DeepSpeech(nn.Module):
         inputs = self._recurrent_inputs(self._windows(padded)).transpose(0, 1)  # (N, B, H)
         ended = torch.arange(len(inputs), device=lengths.device)[:, None] >= lengths
         inputs = inputs.masked_fill(ended[..., None], float("-inf"))
-        start = inputs.new_zeros(inputs.shape[1:])
-        states = self._ahead(inputs, start) + self._behind(inputs, chunking)
+        cut = chunking or Chunking(max(1, len(inputs)), 0)
+        start = inputs.new_zeros(self.config.recurrent_layers, *inputs.shape[1:])
+        states, _ = self._states(_cut(inputs, cut), start, cut.right)
+        states = states.transpose(0, 1).flatten(0, 1)[: len(inputs)]
         return self._log_probs(states).transpose(0, 1), lengths
 
     def initial_state(self) -> ModelState:
         """State of a stream that has heard nothing: the context before the first frame is zero."""
         new = self.output.bias.new_zeros
         return ModelState(
-            new(self.config.context, self.config.features), new(0, self.config.width), new(1, self.config.width)
+            new(self.config.context, self.config.features),
+            new(0, self.config.width),
+            new(self.config.recurrent_layers, self.config.width),
         )
 
     def step(self, features: Tensor, state: ModelState) -> tuple[Tensor, ModelState]:
@@ -142,11 +154,11 @@ class DeepSpeech(nn.Module):
         emitted: list[list[Tensor]] = [[] for _ in states]
         cut = self.config.chunking or Chunking(max(1, *(len(inputs) for inputs in pending)), 0)
         while ready := [i for i, inputs in enumerate(pending) if self._can_emit(len(inputs), last[i])]:
-            log_probs, carried = self._emit([pending[i] for i in ready], torch.cat([ahead[i] for i in ready]), cut)
+            log_probs, carried = self._emit([pending[i] for i in ready], torch.stack([ahead[i] for i in ready], 1), cut)
             for place, i in enumerate(ready):
                 emitted[i].append(log_probs[: len(pending[i]), place])
                 pending[i] = pending[i][cut.frames :]
-                ahead[i] = carried[place, None]
+                ahead[i] = carried[:, place]
         # Clones, because a view would keep all streams' rows alive.
         after = [
             ModelState(frames.clone(), inputs.clone(), state.clone())
@@ -174,14 +186,13 @@ class DeepSpeech(nn.Module):
         return pending, [frames[count * self.config.stride :] for frames, count in zip(heard, counts, strict=True)]
 
     def _emit(self, pending: Sequence[Tensor], start: Tensor, cut: Chunking) -> tuple[Tensor, Tensor]:
-        """One chunk of each stream, (chunk, B, V), and the forward states (B, H) after it."""
+        """One chunk of each stream, (chunk, B, V), and the forward states (L, B, H) after it."""
         size = cut.frames + cut.right
-        inputs = start.new_full((size, len(pending), self.config.width), float("-inf"))
+        inputs = start.new_full((size, 1, len(pending), self.config.width), float("-inf"))
         for place, rows in enumerate(pending):
-            inputs[: len(rows), place] = rows[:size]
-        ahead = self._ahead(inputs[: cut.frames], start)
-        behind = self._backward_states(inputs)[: cut.frames]
-        return self._log_probs(ahead + behind), ahead[-1]
+            inputs[: len(rows), 0, place] = rows[:size]
+        states, carried = self._states(inputs, start, cut.right)
+        return self._log_probs(states[:, 0]), carried
 
     def _join(self, chunks: list[Tensor]) -> Tensor:
         return torch.cat(chunks) if chunks else self.output.bias.new_zeros(0, self.config.symbols)
@@ -201,26 +212,36 @@ class DeepSpeech(nn.Module):
         inputs: Tensor = self.recurrent_norm(self.recurrent_input(hidden))
         return inputs
 
-    def _ahead(self, inputs: Tensor, state: Tensor) -> Tensor:
-        """Forward states, (N, B, H) from the state (B, H) before the first frame."""
-        return recur(inputs, self.forward_weight, state, self.config.clip)
+    def _states(self, windows: Tensor, start: Tensor, right: int) -> tuple[Tensor, Tensor]:
+        """Through all recurrences: inputs of the first (W, K, B, H) and states before the first chunk (L, B, H) ->
+        sums of the last one's directions (chunk, K, B, H) and states after the last chunk. Chunks follow each other in
+        the forward direction and run beside each other, as one larger batch, in all else."""
+        nothing = (windows[..., :1] == float("-inf")) if self.deeper else windows
+        sums, carried = self._both(windows, self, start[0], right, more=bool(self.deeper))
+        after, path = [carried], None
+        for place, layer in enumerate(self.deeper, 1):
+            path, inputs = layer(path, sums)
+            inputs = inputs.masked_fill(nothing, float("-inf"))
+            sums, carried = self._both(inputs, layer, start[place], right, more=place < len(self.deeper))
+            after.append(carried)
+        return sums, torch.stack(after)
 
-    def _behind(self, inputs: Tensor, chunking: Chunking | None) -> Tensor:
-        """Backward states, (N, B, H). Chunks run beside each other as one larger batch, N + R steps in all."""
-        if chunking is None:
-            return self._backward_states(inputs)
-        frames, batch, width = inputs.shape
-        chunks = -(-frames // chunking.frames)
-        after = chunks * chunking.frames + chunking.right - frames
-        padded = functional.pad(inputs, (0, 0, 0, 0, 0, after), value=float("-inf"))
-        windows = padded.unfold(0, chunking.frames + chunking.right, chunking.frames)  # (K, B, H, chunk + right)
-        states = self._backward_states(windows.permute(3, 0, 1, 2).flatten(1, 2))[: chunking.frames]
-        states = states.reshape(-1, chunks, batch, width).transpose(0, 1)  # (K, chunk, B, H)
-        return states.reshape(-1, batch, width)[:frames]
-
-    def _backward_states(self, inputs: Tensor) -> Tensor:
-        start = inputs.new_zeros(inputs.shape[1:])
-        return recur(inputs, self.backward_weight, start, self.config.clip, reverse=True)
+    def _both(self, windows: Tensor, layer: Any, start: Tensor, right: int, more: bool) -> tuple[Tensor, Tensor]:
+        """The bidirectional recurrence with the weights of `layer`: inputs (W, K, B, H) and the state (B, H) before the
+        first chunk -> the sum of both directions, of the chunks or with `more` of the whole windows, and the state after
+        the last chunk."""
+        size, chunks, batch, width = windows.shape
+        frames, clip = size - right, self.config.clip
+        main = windows[:frames].transpose(0, 1).reshape(chunks * frames, batch, width)
+        ahead = recur(main, layer.forward_weight, start, clip).unflatten(0, (chunks, frames))
+        beside = windows.flatten(1, 2)  # (W, K B, H)
+        behind = recur(beside, layer.backward_weight, beside.new_zeros(beside.shape[1:]), clip, reverse=True)
+        behind = behind.unflatten(1, (chunks, batch))
+        sums = ahead.transpose(0, 1)
+        if more and right:
+            tail = recur(beside[frames:], layer.forward_weight, ahead[:, -1].flatten(0, 1), clip)
+            sums = torch.cat([sums, tail.unflatten(1, (chunks, batch))])
+        return sums + behind[: len(sums)], ahead[-1, -1]
 
     def _log_probs(self, states: Tensor) -> Tensor:
         """Layer 5 and the softmax on the summed directions, (N, B, H) -> (N, B, V)."""
@@ -243,6 +264,41 @@ class _Dense(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden: Tensor = self.dropout(self.norm(self.linear(inputs)).clamp(0, self.clip))
         return hidden
+
+
+class _Deeper(nn.Module):
+    """A recurrence above another: what leads to it, and its weights."""
+
+    def __init__(self, config: DeepSpeechConfig) -> None:
+        super().__init__()
+        self.project = nn.Linear(config.width, config.width)
+        self.linear = nn.Linear(config.width, config.width)
+        self.norm = _normalisation(config)
+        self.dropout = config.dropout
+        self.forward_weight = nn.Parameter(_recurrent_weight(config.width))
+        self.backward_weight = nn.Parameter(_recurrent_weight(config.width))
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, path: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual path so far and the states below, (..., H) -> the path (..., H) and this recurrence's inputs."""
+        step = self.project(self._drop(states))
+        path = step if path is None else path[: len(step)] + step
+        return path, self.norm(self.linear(path))
+
+    def _drop(self, states: Tensor) -> Tensor:
+        """Dropout of whole units (Gal and Ghahramani 2016, arXiv 1512.05287): one mask for all frames of a window."""
+        if not self.training or not self.dropout:
+            return states
+        kept = torch.empty_like(states[:1]).bernoulli_(1 - self.dropout)
+        return states * kept.div_(1 - self.dropout)
+
+
+def _cut(inputs: Tensor, cut: Chunking) -> Tensor:
+    """(N, B, H) -> windows (W, K, B, H); -inf beyond the end."""
+    chunks = -(-len(inputs) // cut.frames)
+    after = chunks * cut.frames + cut.right - len(inputs)
+    padded = functional.pad(inputs, (0, 0, 0, 0, 0, after), value=float("-inf")) if after else inputs
+    return padded.unfold(0, cut.frames + cut.right, cut.frames).permute(3, 0, 1, 2)
 
 
 def _normalisation(config: DeepSpeechConfig) -> nn.Module:

@@ -19,7 +19,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -187,10 +187,24 @@ def _pack(model: Any, precision: str) -> None:
     model.dense = nn.ModuleList(PackedDense(layer, precision, signed=i == 0) for i, layer in enumerate(model.dense))
     model.merge = PackedDense(model.merge, precision)
     model.recurrent_input = PackedLinear(model.recurrent_input, precision)
+    _pack_recurrence(model, precision)
+    model.deeper = nn.ModuleList(_packed_deeper(layer, precision) for layer in model.deeper)
+
+
+def _packed_deeper(layer: Any, precision: str) -> nn.Module:
+    packed: Any = copy.copy(layer)
+    packed._modules, packed._parameters = dict(layer._modules), dict(layer._parameters)
+    packed.project = PackedLinear(layer.project, precision)
+    packed.linear = PackedLinear(layer.linear, precision, signed=True)
+    _pack_recurrence(packed, precision)
+    return cast(nn.Module, packed)
+
+
+def _pack_recurrence(module: Any, precision: str) -> None:
     for name in ("forward_weight", "backward_weight"):
-        weight = getattr(model, name).detach()
-        delattr(model, name)
-        setattr(model, name, pack(weight, None, precision, recurrent=True))
+        weight = getattr(module, name).detach()
+        delattr(module, name)
+        setattr(module, name, pack(weight, None, precision, recurrent=True))
 
 
 def _cut(product: Tensor, low: float, high: float) -> Tensor:

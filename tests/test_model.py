@@ -13,7 +13,11 @@ CUTS = [None, Chunking(1, 0), Chunking(7, 4), Chunking(4, 9)]
 
 
 def network(
-    cut: Chunking | None = None, normalisation: str = "none", stride: int = 2, dropout: float = 0.1
+    cut: Chunking | None = None,
+    normalisation: str = "none",
+    stride: int = 2,
+    dropout: float = 0.1,
+    recurrent_layers: int = 1,
 ) -> DeepSpeech:
     torch.manual_seed(0)
     config = DeepSpeechConfig(
@@ -24,6 +28,7 @@ def network(
         stride=stride,
         dropout=dropout,
         normalisation=normalisation,
+        recurrent_layers=recurrent_layers,
         chunk=cut.frames if cut else None,
         right=cut.right if cut else 0,
     )
@@ -46,22 +51,34 @@ def by_the_paper(model: DeepSpeech, x: Tensor) -> Tensor:
         for layer in range(3):
             h = (weights[f"dense.{layer}.linear.weight"] @ h + weights[f"dense.{layer}.linear.bias"]).clamp(0, 20)
         frames.append(weights["recurrent_input.weight"] @ h + weights["recurrent_input.bias"])
-    zero = torch.zeros(config.width)
-    ahead, behind = [zero], [zero]
-    for z in frames:
-        ahead.append((z + model.forward_weight @ ahead[-1]).clamp(0, 20))
-    for z in reversed(frames):
-        behind.append((z + model.backward_weight @ behind[-1]).clamp(0, 20))
+    sums = both_ways(torch.stack(frames), model.forward_weight, model.backward_weight)
+    path = torch.zeros_like(sums)
+    for layer in range(config.recurrent_layers - 1):  # of Deep Speech 2
+        weight = {name: weights[f"deeper.{layer}.{name}"] for name in ("project.weight", "linear.weight")}
+        path = path + sums @ weight["project.weight"].T + weights[f"deeper.{layer}.project.bias"]
+        inputs = path @ weight["linear.weight"].T + weights[f"deeper.{layer}.linear.bias"]
+        sums = both_ways(inputs, *(weights[f"deeper.{layer}.{way}_weight"] for way in ("forward", "backward")))
     symbols = []
-    for f, b in zip(ahead[1:], reversed(behind[1:]), strict=True):
-        h = (weights["merge.linear.weight"] @ (f + b) + weights["merge.linear.bias"]).clamp(0, 20)
+    for s in sums:
+        h = (weights["merge.linear.weight"] @ s + weights["merge.linear.bias"]).clamp(0, 20)
         symbols.append(torch.log_softmax(weights["output.weight"] @ h + weights["output.bias"], 0))
     return torch.stack(symbols)
 
 
+def both_ways(inputs: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+    """The sum of the two directions, (N, H) -> (N, H)."""
+    ahead, behind = [torch.zeros(inputs.shape[1])], [torch.zeros(inputs.shape[1])]
+    for z in inputs:
+        ahead.append((z + forward @ ahead[-1]).clamp(0, 20))
+    for z in inputs.flip(0):
+        behind.append((z + backward @ behind[-1]).clamp(0, 20))
+    return torch.stack(ahead[1:]) + torch.stack(behind[1:]).flip(0)
+
+
+@pytest.mark.parametrize("recurrent_layers", [1, 2, 4])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_forward_is_the_paper(stride: int) -> None:
-    model = network(stride=stride)
+def test_forward_is_the_paper(stride: int, recurrent_layers: int) -> None:
+    model = network(stride=stride, recurrent_layers=recurrent_layers)
     x = speech(20)
     found, lengths = model(x, torch.tensor([20]))
     assert lengths.tolist() == [math.ceil(20 / stride)]
@@ -79,8 +96,11 @@ def test_the_paper_sized_network_has_its_parameters() -> None:
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("frames", [1, 2, 29, 60])
-def test_a_stream_equals_the_whole_in_the_same_chunks(cut: Chunking | None, normalisation: str, frames: int) -> None:
-    model = network(cut, normalisation)
+@pytest.mark.parametrize("recurrent_layers", [1, 3])
+def test_a_stream_equals_the_whole_in_the_same_chunks(
+    cut: Chunking | None, normalisation: str, frames: int, recurrent_layers: int
+) -> None:
+    model = network(cut, normalisation, recurrent_layers=recurrent_layers)
     x = speech(frames, seed=frames)
     whole, lengths = model(x, torch.tensor([frames]), cut)
     for seed in range(4):
@@ -108,9 +128,21 @@ def test_an_empty_stream_has_no_output() -> None:
     assert model.finish(model.initial_state()).shape == (0, 6)
 
 
+def test_a_deeper_layer_hears_no_more_than_the_window() -> None:
+    model = network(Chunking(7, 4), recurrent_layers=3)
+    x = speech(80)
+    heard = 3 + 2 * (7 + 4 - 1) + 1  # as in the test above: what the first chunk's output may depend on
+    changed = x.clone()
+    changed[0, heard:] += 1
+    first, second = (model(each, torch.tensor([80]), Chunking(7, 4))[0][0] for each in (x, changed))
+    torch.testing.assert_close(first[:7], second[:7], rtol=0, atol=1e-6)
+    assert not torch.allclose(first[7:14], second[7:14], atol=1e-4)
+
+
+@pytest.mark.parametrize("recurrent_layers", [1, 3])
 @pytest.mark.parametrize("cut", CUTS)
-def test_padding_and_neighbours_change_nothing(cut: Chunking | None) -> None:
-    model = network(cut)
+def test_padding_and_neighbours_change_nothing(cut: Chunking | None, recurrent_layers: int) -> None:
+    model = network(cut, recurrent_layers=recurrent_layers)
     x = speech(40, batch=3)
     lengths = torch.tensor([40, 17, 1])
     together, frames = model(x, lengths, cut)

@@ -1,10 +1,9 @@
-"""Changes of training features that a listener would not mind: tempo, pitch, level, noise, and masked stretches.
+"""Changes of training spectra: tempo and pitch each on its own, and masked stretches.
 
-All act on log spectra before normalisation, (T, F) with the energy last, because the spectra are computed once and kept
-while every epoch hears another version. The filters are spaced linearly, so stretching their axis scales frequency.
+All act on log spectra before normalisation, (T, F) with the energy last. The filters are spaced linearly, so stretching
+their axis scales frequency. What can be done to a waveform is in waveform.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,47 +15,32 @@ Spectrum = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class AugmentOptions:
-    """How far each change may go; the defaults are for little data. `0` switches one off."""
+    """How far each change may go; `0` switches one off."""
 
-    tempo: float = 0.15  # speed factors within 1 -+ tempo
-    pitch: float = 0.1  # frequency factors within 1 -+ pitch, as with vocal tracts of other lengths
-    level: float = 1.5  # nepers of power, up or down
-    noise: float = 0.3  # share of the utterances that get noise
-    snr: tuple[float, float] = (5.0, 30.0)  # decibels
+    tempo: float = 0.0  # factors within 1 -+ tempo at the same pitch
+    pitch: float = 0.05  # frequency factors within 1 -+ pitch, as with vocal tracts of other lengths
     time_masks: float = 1.0  # masks per second of audio
     time_mask_frames: int = 12
     frequency_masks: int = 2
     frequency_mask_filters: int = 12
 
 
-def augment(spectrum: Spectrum, options: AugmentOptions, random: Generator, noises: Sequence[Spectrum]) -> Spectrum:
+def augment(spectrum: Spectrum, options: AugmentOptions, random: Generator) -> Spectrum:
     """One version of an utterance; masks are written as NaN, which the caller makes the mean."""
     tempo = 1 + options.tempo * random.uniform(-1, 1)
     pitch = 1 + options.pitch * random.uniform(-1, 1)
-    changed: Spectrum = warp(spectrum, tempo, pitch) + np.float32(options.level * random.uniform(-1, 1))
-    if noises and random.random() < options.noise:
-        noise = noises[int(random.integers(len(noises)))]
-        changed = add_noise(changed, noise, random.uniform(*options.snr), random)
-    return mask(changed, options, random)
+    return mask(warp(spectrum, tempo, pitch), options, random)
 
 
 def warp(spectrum: Spectrum, tempo: float, pitch: float) -> Spectrum:
     """Faster by `tempo` and higher by `pitch`: linear interpolation along time and along the filters."""
     frames, size = spectrum.shape
-    times = np.arange(max(1, round(frames / tempo))) * np.float32(tempo)
-    spectrum = _interpolate(spectrum, times)
+    if tempo != 1:
+        spectrum = _interpolate(spectrum, np.arange(max(1, round(frames / tempo))) * np.float32(tempo))
+    if pitch == 1:
+        return spectrum
     filters = _interpolate(spectrum[:, :-1].T, np.arange(size - 1) / np.float32(pitch)).T
     return np.concatenate([filters, spectrum[:, -1:]], axis=1)
-
-
-def add_noise(spectrum: Spectrum, noise: Spectrum, snr: float, random: Generator) -> Spectrum:
-    """Sum of powers with a random stretch of `noise` at `snr` decibels, by the mean energies of the two."""
-    start = random.integers(len(noise))
-    stretch = noise[(start + np.arange(len(spectrum))) % len(noise)]
-    levels = [np.log(np.exp(part[:, -1].astype(np.float64)).mean()) for part in (spectrum, stretch)]
-    gain = np.float32(levels[0] - levels[1] - snr * np.log(10) / 10)
-    noisy: Spectrum = np.logaddexp(spectrum, stretch + gain)
-    return noisy
 
 
 def mask(spectrum: Spectrum, options: AugmentOptions, random: Generator) -> Spectrum:

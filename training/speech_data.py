@@ -1,7 +1,7 @@
 """Batches of utterances of similar length, from manifests to padded features.
 
 Dimension letters: B batch, T frames, F features, S symbols of a transcript.
-Log spectra are computed once and kept in memory in half precision (about 60 MB an hour of audio).
+Features are computed each time, because every epoch hears another version of an utterance.
 """
 
 import itertools
@@ -14,16 +14,18 @@ from typing import NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from asr_server.alphabet import Alphabet
 from asr_server.features import Features
 from training.augment import AugmentOptions, Spectrum, augment
+from training.mixing import Samples
+from training.noise import NoiseBank
+from training.recordings import Recordings
 from training.speech_manifest import Utterance, read_manifest
 from training.trainer import rank_and_world
+from training.waveform import WaveformAugmenter, WaveformOptions
 
 
 class Batch(NamedTuple):
@@ -44,6 +46,16 @@ class DataOptions:
     longest: float = 20.0
     shortest_first: bool = True  # in the first epoch (SortaGrad, Amodei et al. 2015)
     seed: int = 0
+    keep_hours: float = 40.0  # of decoded audio in the memory of each process, 115 MB an hour
+    workers: int = 0  # processes that prepare batches beside the training; 0: the training itself
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What an utterance goes through on its way to the network: its waveform first, then its spectrum."""
+
+    waveform: WaveformAugmenter
+    spectrum: AugmentOptions
 
 
 class SpeechDataset(Dataset[Batch]):
@@ -54,35 +66,41 @@ class SpeechDataset(Dataset[Batch]):
 
     def __init__(
         self,
-        utterances: Sequence[Utterance],
+        recordings: Recordings,
         features: Features,
         alphabet: Alphabet,
-        augmentation: AugmentOptions | None = None,
-        noises: Sequence[Spectrum] = (),
+        augmentation: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.utterances, self.augmentation, self.noises, self.seed = utterances, augmentation, noises, seed
-        self.symbols = [_symbols(utterance, alphabet) for utterance in utterances]
-        kept: dict[Path, NDArray[np.float16]] = {}
-        for utterance in tqdm(utterances, "features", unit="utterance", disable=None, leave=False):
-            if utterance.audio not in kept:
-                kept[utterance.audio] = spectrum_of(utterance, features).astype(np.float16)
-        self.spectra = [kept[utterance.audio] for utterance in utterances]
+        self.recordings, self.features, self.augmentation, self.seed = recordings, features, augmentation, seed
+        self.symbols = [_symbols(utterance, alphabet) for utterance in recordings.utterances]
 
     def __len__(self) -> int:
-        return len(self.utterances)
+        return len(self.recordings)
 
     def __getitem__(self, place: tuple[int, list[int]]) -> Batch:
         """The batch of (epoch, indices)."""
         epoch, indices = place
         return collate([(self._spectrum(epoch, index), self.symbols[index]) for index in indices])
 
+    def spectrum(self, index: int) -> Spectrum:
+        """Log spectrum of one recording as it is, before normalisation, (T, F)."""
+        return self._log_spectrum(index, self.recordings.samples(index))
+
     def _spectrum(self, epoch: int, index: int) -> Spectrum:
-        spectrum = self.spectra[index].astype(np.float32)
         if self.augmentation is None:
-            return spectrum
+            return self.spectrum(index)
         generator = np.random.default_rng((self.seed, epoch, index))
-        return augment(spectrum, self.augmentation, generator, self.noises)
+        samples = self.augmentation.waveform(self.recordings.samples(index), generator)
+        return augment(self._log_spectrum(index, samples), self.augmentation.spectrum, generator)
+
+    def _log_spectrum(self, index: int, samples: Samples) -> Spectrum:
+        with torch.no_grad():
+            spectrum: Spectrum = self.features.spectrum(torch.from_numpy(samples)).numpy()
+        if not len(spectrum):
+            audio, window = self.recordings.utterances[index].audio, self.features.config.window_seconds
+            raise ValueError(f"{audio}: shorter than one window of {window} s")
+        return spectrum
 
 
 class BucketSampler(Sampler[tuple[int, list[int]]]):
@@ -149,15 +167,6 @@ def _symbols(utterance: Utterance, alphabet: Alphabet) -> list[int]:
         raise ValueError(f"{utterance.audio}: {error}") from None
 
 
-def spectrum_of(utterance: Utterance, features: Features) -> Spectrum:
-    """Log spectrum of one recording before normalisation, (T, F)."""
-    with torch.no_grad():
-        spectrum: Spectrum = features.spectrum(torch.from_numpy(utterance.samples(features.config.sample_rate))).numpy()
-    if not len(spectrum):
-        raise ValueError(f"{utterance.audio}: shorter than one window of {features.config.window_seconds} s")
-    return spectrum
-
-
 def collate(items: Sequence[tuple[Spectrum, list[int]]]) -> Batch:
     """Pad to the longest."""
     frames = torch.tensor([len(spectrum) for spectrum, _ in items])
@@ -172,8 +181,8 @@ def collate(items: Sequence[tuple[Spectrum, list[int]]]) -> Batch:
 
 def statistics(dataset: SpeechDataset, limit: int = 2000) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per feature, (F,), (F,), over evenly chosen utterances of the data."""
-    chosen = dataset.spectra[:: max(1, len(dataset) // limit)]
-    frames = np.concatenate([spectrum.astype(np.float64) for spectrum in chosen])
+    chosen = range(0, len(dataset), max(1, len(dataset) // limit))
+    frames = np.concatenate([dataset.spectrum(index).astype(np.float64) for index in chosen])
     deviation = np.maximum(frames.std(axis=0), 1e-3)  # silence only: nothing to scale
     return torch.from_numpy(frames.mean(axis=0)).float(), torch.from_numpy(deviation).float()
 
@@ -188,19 +197,26 @@ class SpeechData(pl.LightningDataModule):
         features: Features,
         alphabet: Alphabet,
         options: DataOptions,
-        augmentation: AugmentOptions | None = None,
+        augmentation: tuple[WaveformOptions, AugmentOptions] | None = None,
         noises: Sequence[Path] = (),
     ) -> None:
         super().__init__()
         self.options = options
+        features = Features(features.config)  # of its own: the network's may go to another device
         found = [utterance for path in train for utterance in read_manifest(path)]
         usable = [utterance for utterance in found if utterance.duration <= options.longest]
         if not usable:
             raise ValueError(f"none of the {len(found)} training utterances is at most {options.longest} s long")
-        sounds = [spectrum_of(noise, features) for path in noises for noise in read_manifest(path, text=False)]
-        self.train_set = SpeechDataset(usable, features, alphabet, augmentation, sounds, options.seed)
+        rate = features.config.sample_rate
+        recordings = Recordings(usable, rate, options.keep_hours)
+        self.noises = NoiseBank.from_manifest(noises, rate=rate) if noises else None
+        changes = None
+        if augmentation:
+            waveform, spectrum = augmentation
+            changes = Augmentation(WaveformAugmenter(waveform, self.noises, recordings, rate), spectrum)
+        self.train_set = SpeechDataset(recordings, features, alphabet, changes, options.seed)
         spoken = [utterance for path in validation for utterance in read_manifest(path)]
-        self.validation_set = SpeechDataset(spoken, features, alphabet)
+        self.validation_set = SpeechDataset(Recordings(spoken, rate, options.keep_hours), features, alphabet)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -213,6 +229,7 @@ class SpeechData(pl.LightningDataModule):
         return self.trainer.global_step if self.trainer else 0
 
     def _loader(self, data: SpeechDataset, shuffle: bool) -> DataLoader[Batch]:
-        durations = [utterance.duration for utterance in data.utterances]
+        durations = [utterance.duration for utterance in data.recordings.utterances]
         sampler = BucketSampler(durations, self.options, shuffle, lambda: self._steps() // len(sampler))
-        return DataLoader(data, sampler=sampler, batch_size=None)
+        workers = self.options.workers
+        return DataLoader(data, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=workers > 0)

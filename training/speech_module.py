@@ -22,11 +22,13 @@ SHOWN = 4  # transcripts after each validation
 
 @dataclass(frozen=True)
 class OptimiserOptions:
-    """AdamW with linear warm-up and a cosine to zero, or the paper's Nesterov momentum annealed every epoch."""
+    """AdamW with linear warm-up, the full rate for a while and a cosine to zero, or the paper's Nesterov momentum
+    annealed every epoch."""
 
     name: str = "adamw"
     rate: float = 1e-3
     warmup_steps: int = 200
+    hold: float = 0.0  # adamw: share of the steps after the warm-up at the full rate; 1 never lowers it
     weight_decay: float = 0.01
     momentum: float = 0.99
     annealing: float = 0.9  # sgd: factor on the rate after each epoch
@@ -34,6 +36,8 @@ class OptimiserOptions:
     def __post_init__(self) -> None:
         if self.name not in OPTIMISERS:
             raise ValueError(f"optimiser is {self.name!r}. Select one of {OPTIMISERS}")
+        if not 0 <= self.hold <= 1:
+            raise ValueError(f"hold is {self.hold}: a share of the steps, from 0 to 1")
 
 
 class SpeechModule(pl.LightningModule):
@@ -121,7 +125,7 @@ class SpeechModule(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         adamw = torch.optim.AdamW(groups, options.rate, betas=(0.9, 0.98))
         total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _rate(step, options.warmup_steps, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _rate(step, options, total))
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -157,7 +161,9 @@ def flat(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
     return ((losses * spoken).sum(1) / frames).mean()
 
 
-def _rate(step: int, warmup: int, total: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+def _rate(step: int, options: OptimiserOptions, total: int) -> float:
+    """The factor on the rate."""
+    if step < options.warmup_steps:
+        return (step + 1) / options.warmup_steps
+    falls = options.warmup_steps + options.hold * (total - options.warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, step - falls) / max(1, total - falls))))

@@ -12,11 +12,13 @@ from training.augment import AugmentOptions
 from training.speech_data import DataOptions, SpeechData, statistics
 from training.speech_module import OPTIMISERS, OptimiserOptions, SpeechModule
 from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
+from training.waveform import WaveformOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the recipe; the network's defaults are the paper's."""
     _add_data_arguments(parser)
+    _add_augmentation_arguments(parser)
     _add_network_arguments(parser)
     _add_optimiser_arguments(parser)
     add_trainer_arguments(parser, epochs=20)
@@ -34,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
             name=args.optimiser,
             rate=args.learning_rate,
             warmup_steps=args.warmup_steps,
+            hold=args.hold,
             weight_decay=args.weight_decay,
             momentum=args.momentum,
             annealing=args.annealing,
@@ -47,10 +50,20 @@ def run(args: argparse.Namespace) -> None:
         args.validation,
         module.features,
         module.alphabet,
-        DataOptions(args.batch_seconds, args.batch_utterances, args.longest, not args.random_first_epoch, args.seed),
-        None if args.no_augmentation else _augmentation(args),
+        DataOptions(
+            args.batch_seconds,
+            args.batch_utterances,
+            args.longest,
+            not args.random_first_epoch,
+            args.seed,
+            args.keep_hours,
+            args.workers,
+        ),
+        None if args.no_augmentation else (_waveform(args), _spectrum(args)),
         args.noise,
     )
+    if data.noises and trainer.is_global_zero:
+        print(data.noises.summary().splitlines()[0])
     if args.initial:
         _load(module, args.initial)
     else:
@@ -59,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    options, changes = DataOptions(), AugmentOptions()
+    options = DataOptions()
     data = parser.add_argument_group("data", "manifests: a JSON object a line with audio_filepath, duration and text")
     data.add_argument(
         "--train", type=Path, nargs="+", required=True, metavar="JSONL", help="one named twice counts double"
@@ -69,14 +82,44 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--batch-utterances", type=int, default=options.batch_utterances, help="default: %(default)s")
     data.add_argument("--longest", type=float, default=options.longest, help="seconds; default: %(default)s")
     data.add_argument("--random-first-epoch", action="store_true", help="do not begin with the short utterances")
-    change = parser.add_argument_group("augmentation", "each epoch hears another version of an utterance")
+    data.add_argument(
+        "--keep-hours", type=float, default=options.keep_hours, help="decoded audio in memory; default: %(default)s"
+    )
+    data.add_argument(
+        "--workers", type=int, default=options.workers, help="processes that prepare data; default: %(default)s"
+    )
+
+
+def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
+    waves, spectra = WaveformOptions(), AugmentOptions()
+    change = parser.add_argument_group(
+        "augmentation", "each epoch hears another version of an utterance; a share is of the utterances, 0 is off"
+    )
     change.add_argument("--no-augmentation", action="store_true")
     change.add_argument("--noise", type=Path, nargs="*", default=[], metavar="JSONL", help="manifests of noises")
-    change.add_argument("--noise-share", type=float, default=changes.noise, help="default: %(default)s")
-    change.add_argument("--tempo", type=float, default=changes.tempo, help="1 -+ this; default: %(default)s")
-    change.add_argument("--pitch", type=float, default=changes.pitch, help="1 -+ this; default: %(default)s")
-    change.add_argument("--time-masks", type=float, default=changes.time_masks, help="a second; default: %(default)s")
-    change.add_argument("--frequency-masks", type=int, default=changes.frequency_masks, help="default: %(default)s")
+    for name, default, meaning in (
+        ("noise-share", waves.noise, "with sums of noise clips"),
+        ("babble-share", waves.babble, "with other talkers behind"),
+        ("room-share", waves.room, "in a synthetic room"),
+        ("telephone-share", waves.telephone, "through a telephone line"),
+        ("clipping-share", waves.clipping, "recorded too loud"),
+        ("speed", waves.speed, "factors 1 -+ this, tempo and pitch together"),
+        ("jitter", waves.jitter, "seconds by which the start moves"),
+        ("level", waves.level, "decibels up or down"),
+        ("tempo", spectra.tempo, "factors 1 -+ this, at the same pitch"),
+        ("pitch", spectra.pitch, "factors 1 -+ this, at the same tempo"),
+        ("time-masks", spectra.time_masks, "a second"),
+    ):
+        change.add_argument(f"--{name}", type=float, default=default, help=f"{meaning}; default: %(default)s")
+    change.add_argument("--frequency-masks", type=int, default=spectra.frequency_masks, help="default: %(default)s")
+    change.add_argument(
+        "--noise-snr",
+        type=float,
+        nargs=2,
+        default=waves.noise_snr,
+        metavar=("LOW", "HIGH"),
+        help="decibels; default: %(default)s",
+    )
 
 
 def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +133,9 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--normalisation", choices=NORMALISATIONS, default=config.normalisation, help="before each ReLU"
     )
+    network.add_argument(
+        "--recurrent-layers", type=int, default=config.recurrent_layers, help="more is Deep Speech 2; default: 1"
+    )
     network.add_argument("--chunk", type=int, help="output frames of a streaming chunk; default: wait for the end")
     network.add_argument("--right", type=int, default=config.right, help="its right context; default: %(default)s")
     network.add_argument("--chunked-share", type=float, default=0.0, help="share of the steps trained in chunks")
@@ -102,6 +148,7 @@ def _add_optimiser_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--flat-start-steps", type=int, default=0, help="symbols of equal length at first; default: 0")
     recipe.add_argument("--learning-rate", type=float, default=defaults.rate, help="default: %(default)s")
     recipe.add_argument("--warmup-steps", type=int, default=defaults.warmup_steps, help="adamw; default: %(default)s")
+    recipe.add_argument("--hold", type=float, default=defaults.hold, help="adamw; default: %(default)s")
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="adamw; default: %(default)s")
     recipe.add_argument("--momentum", type=float, default=defaults.momentum, help="sgd; default: %(default)s")
     recipe.add_argument("--annealing", type=float, default=defaults.annealing, help="sgd; default: %(default)s")
@@ -116,18 +163,30 @@ def _model_config(args: argparse.Namespace) -> DeepSpeechConfig:
         stride=args.stride,
         dropout=args.dropout,
         normalisation=args.normalisation,
+        recurrent_layers=args.recurrent_layers,
         chunk=args.chunk,
         right=args.right,
     )
 
 
-def _augmentation(args: argparse.Namespace) -> AugmentOptions:
-    return AugmentOptions(
-        tempo=args.tempo,
-        pitch=args.pitch,
+def _waveform(args: argparse.Namespace) -> WaveformOptions:
+    low, high = args.noise_snr
+    return WaveformOptions(
+        speed=args.speed,
+        jitter=args.jitter,
+        room=args.room_share,
         noise=args.noise_share,
-        time_masks=args.time_masks,
-        frequency_masks=args.frequency_masks,
+        babble=args.babble_share,
+        clipping=args.clipping_share,
+        level=args.level,
+        telephone=args.telephone_share,
+        noise_snr=(low, high),
+    )
+
+
+def _spectrum(args: argparse.Namespace) -> AugmentOptions:
+    return AugmentOptions(
+        tempo=args.tempo, pitch=args.pitch, time_masks=args.time_masks, frequency_masks=args.frequency_masks
     )
 
 

@@ -17,6 +17,7 @@
 #include <thread>
 #include <variant>
 
+#include "bf16_recurrence.hpp"
 #include "byte_matrix.hpp"
 #include "search.hpp"
 
@@ -163,6 +164,35 @@ void recur(const ByteMatrix& matrix, const Tensor<const float, 3>& inputs, const
     matrix.recur(inputs.data(), frames, batch, initial.data(), clip, reverse, states.data());
 }
 
+// Sizes from the arrays, which have to agree.
+RecurrenceShape recurrence_shape(const Tensor<const float, 3>& rows, const Tensor<const float, 2>& weight,
+                                 const Tensor<const float, 3>& others, float clip, bool reverse, size_t threads) {
+    const RecurrenceShape shape{rows.shape(0), rows.shape(1), rows.shape(2), clip, reverse, threads};
+    if (weight.shape(0) != shape.width || weight.shape(1) != shape.width || others.shape(0) != shape.frames ||
+        others.shape(1) != shape.batch || others.shape(2) != shape.width)
+        throw std::invalid_argument("a recurrence takes (frames, batch, width) twice and a weight (width, width)");
+    return shape;
+}
+
+void bf16_recur_arrays(const Tensor<const float, 3>& inputs, const Tensor<const float, 2>& weight,
+                       const Tensor<const float, 2>& initial, float clip, bool reverse, size_t threads,
+                       const Tensor<float, 3>& states) {
+    const RecurrenceShape shape = recurrence_shape(inputs, weight, Tensor<const float, 3>(states), clip, reverse, threads);
+    if (initial.shape(0) != shape.batch || initial.shape(1) != shape.width)
+        throw std::invalid_argument("the initial state's shape is not (batch, width)");
+    const nb::gil_scoped_release release;
+    bf16_recur(shape, inputs.data(), weight.data(), initial.data(), states.data());
+}
+
+void bf16_recur_backward_arrays(const Tensor<const float, 3>& outer, const Tensor<const float, 2>& weight,
+                                const Tensor<const float, 3>& states, float clip, bool reverse, size_t threads,
+                                const Tensor<float, 3>& inner) {
+    const RecurrenceShape shape = recurrence_shape(outer, weight, states, clip, reverse, threads);
+    recurrence_shape(outer, weight, Tensor<const float, 3>(inner), clip, reverse, threads);
+    const nb::gil_scoped_release release;
+    bf16_recur_backward(shape, outer.data(), weight.data(), states.data(), inner.data());
+}
+
 }  // namespace
 
 NB_MODULE(core, module) {
@@ -243,6 +273,11 @@ NB_MODULE(core, module) {
             nb::arg(), nb::arg().none(), nb::arg())
         .def("multiply", &multiply, nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert())
         .def("recur", &recur, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
+    module.def("bf16_supported", &bf16_supported);
+    module.def("bf16_recur", &bf16_recur_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+               nb::arg().noconvert());
+    module.def("bf16_recur_backward", &bf16_recur_backward_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+               nb::arg(), nb::arg().noconvert());
     module.def("advance_all", &advance_all);
     module.def("decode_all", &decode_all, nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(), nb::arg(),
                nb::arg());
