@@ -40,6 +40,7 @@ MAX_RATE, MAX_WINDOW, MAX_FILTERS = 192_000, 1 << 14, 1024  # Hz, samples, filte
 MAX_CHUNK = 10_000  # output frames, with the right context; a stream holds so many
 MAX_BEAM_WIDTH = 1024  # as settings.py allows its callers
 SHIPPED = Path(__file__).parent / "models"  # the bundles of the package
+SHIPPED_DEFAULT = "deepspeech-en"  # answers where a request names none of them
 __all__ = ["BundleError", "SpeechBundle", "find", "identity", "load", "save"]
 Config = TypeVar("Config")
 

@@ -30,11 +30,16 @@ class Snapshot:
 
 
 class Catalogue:
-    """Engines by name; the first one that speaks a request's language is its default. Used from any thread."""
+    """Engines by name; of those that speak a request's language the one called `default`, or else the first, is its
+    default. Used from any thread."""
 
     def __init__(
-        self, engines: Iterable[Engine] = (), language_models: Mapping[str, LanguageModel] | None = None
+        self,
+        engines: Iterable[Engine] = (),
+        language_models: Mapping[str, LanguageModel] | None = None,
+        default: str = "",
     ) -> None:
+        self._default = default
         self.replace(engines, language_models)
 
     def replace(self, engines: Iterable[Engine], language_models: Mapping[str, LanguageModel] | None = None) -> None:
@@ -45,6 +50,8 @@ class Catalogue:
                 folders = f"{named[engine.name].bundle.folder} and {engine.bundle.folder}"
                 raise ValueError(f"two speech models are called '{engine.name}': {folders}")
             named[engine.name] = engine
+        if self._default in named:
+            named = {self._default: named[self._default], **named}
         self._snapshot = Snapshot(named, dict(language_models or {}))
 
     @property

@@ -27,8 +27,8 @@ Hear = Callable[[Iterable[Samples]], Iterator[Heard]]
 _SERVE = """\
 Serve speech recognition and image classification on one port, with health and reflection.
 
-The models are bundles: folders that describe themselves. Requests choose one by name; the first of a language is the
-default. Stop with Ctrl-C or SIGTERM: calls in progress may end.
+The models are bundles: folders that describe themselves. Requests choose one by name, or leave that to the server
+(--default-model). Stop with Ctrl-C or SIGTERM: calls in progress may end.
 """
 _SERVE_EXAMPLES = """\
 examples:
@@ -101,6 +101,11 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         action="append",
         metavar="DIR",
         help="folder with speech and vision bundles; may be given again (default: the shipped models)",
+    )
+    command.add_argument(
+        "--default-model",
+        metavar="NAME",
+        help="speech model for requests that name none (default: deepspeech-en where it is loaded, else the first)",
     )
     command.add_argument(
         "--language-models",
@@ -226,6 +231,7 @@ def _serve(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         models=tuple(args.models or ()),
+        default_model=args.default_model,
         language_models=tuple(args.language_models or ()),
         audio_folder=args.audio_folder,
         precision=args.precision,

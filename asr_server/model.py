@@ -228,8 +228,8 @@ class DeepSpeech(nn.Module):
 
     def _both(self, windows: Tensor, layer: Any, start: Tensor, right: int, more: bool) -> tuple[Tensor, Tensor]:
         """The bidirectional recurrence with the weights of `layer`: inputs (W, K, B, H) and the state (B, H) before the
-        first chunk -> the sum of both directions, of the chunks or with `more` of the whole windows, and the state after
-        the last chunk."""
+        first chunk -> the sum of both directions, of the chunks or with `more` of the whole windows, and the state
+        after the last chunk."""
         size, chunks, batch, width = windows.shape
         frames, clip = size - right, self.config.clip
         main = windows[:frames].transpose(0, 1).reshape(chunks * frames, batch, width)
@@ -278,6 +278,9 @@ class _Deeper(nn.Module):
         self.forward_weight = nn.Parameter(_recurrent_weight(config.width))
         self.backward_weight = nn.Parameter(_recurrent_weight(config.width))
         nn.init.zeros_(self.linear.bias)
+        for passing in (self.project, self.linear):  # at first a new layer passes on what the one below says
+            with torch.no_grad():
+                passing.weight.mul_(0.3).add_(torch.eye(config.width))
 
     def forward(self, path: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
         """The residual path so far and the states below, (..., H) -> the path (..., H) and this recurrence's inputs."""

@@ -97,7 +97,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         folders = options.models or SHIPPED
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         state = health.aio.HealthServicer()
-        catalogue = Catalogue()
+        catalogue = Catalogue(default=options.default_model or asr_server.bundle.SHIPPED_DEFAULT)
 
         def changed(now: Snapshot) -> None:
             """Called in the thread that looks for models."""
@@ -115,6 +115,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             metrics.reload,
         )
         await asyncio.to_thread(reloader.begin)
+        _check_default(options.default_model, catalogue)
         vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, folders))
         stack.enter_context(closing(vision))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
@@ -155,7 +156,14 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
 def load_catalogue(folders: tuple[Path, ...], precision: str = "fp32", threads: int | None = None) -> Catalogue:
     """Every speech bundle under the folders, in their order."""
     found = [path for folder in folders for path in asr_server.bundle.find(folder)]
-    return Catalogue(make_engine(asr_server.bundle.load(path), precision, threads) for path in found)
+    engines = (make_engine(asr_server.bundle.load(path), precision, threads) for path in found)
+    return Catalogue(engines, default=asr_server.bundle.SHIPPED_DEFAULT)
+
+
+def _check_default(name: str | None, catalogue: Catalogue) -> None:
+    loaded = catalogue.snapshot.engines
+    if name is not None and name not in loaded:
+        raise ValueError(f"default model '{name}' is not loaded. Select one of {{{', '.join(loaded)}}}")
 
 
 def make_engine(bundle: asr_server.bundle.SpeechBundle, precision: str, threads: int | None) -> Engine:

@@ -40,6 +40,18 @@ def test_the_first_that_speaks_the_language_is_the_default(tmp_path: Path) -> No
             catalogue.choose(name, language_code)
 
 
+def test_a_default_comes_before_the_first_where_it_is_loaded(tmp_path: Path) -> None:
+    first, second, german = engine(tmp_path, "a"), engine(tmp_path, "b"), engine(tmp_path, "c", "de-DE")
+    catalogue = Catalogue([first, second, german], default="b")
+    assert catalogue.choose("", "en-US") is second
+    assert catalogue.choose("a", "en-US") is first
+    assert catalogue.choose("", "de-DE") is german
+    catalogue.replace([first])
+    assert catalogue.choose("", "en-US") is first
+    catalogue.replace([first, second])
+    assert catalogue.choose("", "en-US") is second
+
+
 def test_replace_changes_everything_at_once(tmp_path: Path) -> None:
     old, new = engine(tmp_path / "1", "tones"), engine(tmp_path / "2", "tones")
     model = LanguageModel(toy_arpa.write(tmp_path))

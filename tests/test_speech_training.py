@@ -20,7 +20,7 @@ from asr_server.model import DeepSpeechConfig
 from tests.tones import write_tones
 from training import export, fit
 from training.speech_data import Batch
-from training.speech_module import OptimiserOptions, SpeechModule, ctc, flat
+from training.speech_module import OptimiserOptions, SpeechModule, ctc, flat, learning_rate_factor
 
 NETWORK = shlex.split(
     "--width 24 --context 1 --dropout 0.1 --normalisation layer --chunk 8 --right 4 --batch-utterances 4"
@@ -160,6 +160,42 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert whole["global_step"] == resumed["global_step"] == 5 * 4
     for key, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][key]), key
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    options = OptimiserOptions(warmup_steps=4, hold=0.5)
+    factors = [learning_rate_factor(step, options, 24) for step in range(25)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:15] == [1.0] * 11
+    assert factors[19] == pytest.approx(0.5)
+    assert factors[24] == 0.0
+    assert learning_rate_factor(10**6, OptimiserOptions(hold=1), 100) == 1.0
+    with pytest.raises(ValueError, match=r"hold is 1\.5"):
+        OptimiserOptions(hold=1.5)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
+def test_more_layers_begin_with_the_weights_of_fewer(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = write_tones(tmp_path / "data", 4)
+    fit.main(command(manifest, tmp_path / "one", "--epochs", "1"))
+    source = tmp_path / "one" / "last.ckpt"
+    if kind == "bundle":
+        source = tmp_path / "bundle"
+        checkpoint = str(tmp_path / "one" / "last.ckpt")
+        export.main(["speech", "--checkpoint", checkpoint, "--name", "t", "--out", str(source)])
+    deeper = ["--initial", str(source), "--recurrent-layers", "3", "--epochs", "1", "--learning-rate", "0"]
+    assert fit.main(command(manifest, tmp_path / "three", *deeper, "--weight-decay", "0")) == 0
+    assert "starting afresh: deeper recurrent layers 0, 1" in capsys.readouterr().out
+    one, three = (
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("one", "three")
+    )
+    assert len(three) > len(one)
+    assert all(torch.equal(tensor, three[name]) for name, tensor in one.items())
+    with pytest.raises(SystemExit):
+        fit.main(command(manifest, tmp_path / "wide", *deeper[:2], "--width", "32"))
+    assert "another network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

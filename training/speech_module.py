@@ -125,7 +125,7 @@ class SpeechModule(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
         adamw = torch.optim.AdamW(groups, options.rate, betas=(0.9, 0.98))
         total = max(1, int(self.trainer.estimated_stepping_batches))
-        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: _rate(step, options, total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: learning_rate_factor(step, options, total))
         return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -161,8 +161,8 @@ def flat(log_probs: Tensor, frames: Tensor, batch: Batch) -> Tensor:
     return ((losses * spoken).sum(1) / frames).mean()
 
 
-def _rate(step: int, options: OptimiserOptions, total: int) -> float:
-    """The factor on the rate."""
+def learning_rate_factor(step: int, options: OptimiserOptions, total: int) -> float:
+    """AdamW's factor on the rate: linear warm-up, the full rate for a while, a cosine to zero."""
     if step < options.warmup_steps:
         return (step + 1) / options.warmup_steps
     falls = options.warmup_steps + options.hold * (total - options.warmup_steps)

@@ -4,11 +4,14 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from asr_server import bundle
 from asr_server.alphabet import Alphabet
 from asr_server.features import FeatureConfig
 from asr_server.model import NORMALISATIONS, DeepSpeechConfig
 from training.augment import AugmentOptions
+from training.recognition import find_bundle
 from training.speech_data import DataOptions, SpeechData, statistics
 from training.speech_module import OPTIMISERS, OptimiserOptions, SpeechModule
 from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
@@ -65,7 +68,9 @@ def run(args: argparse.Namespace) -> None:
     if data.noises and trainer.is_global_zero:
         print(data.noises.summary().splitlines()[0])
     if args.initial:
-        _load(module, args.initial)
+        if afresh := _load(module, args.initial):
+            layers = sorted({name.split(".")[2] for name in afresh})
+            print(f"not in {args.initial}, starting afresh: deeper recurrent layers {', '.join(layers)}")
     else:
         module.features.set_statistics(*statistics(data.train_set))
     trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
@@ -125,7 +130,11 @@ def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     config = DeepSpeechConfig()
     network = parser.add_argument_group("network", "the defaults are the paper's")
-    network.add_argument("--initial", type=Path, metavar="CKPT", help="begin with the weights of this checkpoint")
+    network.add_argument(
+        "--initial",
+        metavar="CKPT|BUNDLE",
+        help="begin with the weights of this one; more recurrent layers start afresh",
+    )
     network.add_argument("--width", type=int, default=config.width, help="units a layer; default: %(default)s")
     network.add_argument("--context", type=int, default=config.context, help="frames each side; default: %(default)s")
     network.add_argument("--stride", type=int, default=config.stride, help="frames a step; default: %(default)s")
@@ -190,10 +199,26 @@ def _spectrum(args: argparse.Namespace) -> AugmentOptions:
     )
 
 
-def _load(module: SpeechModule, path: Path) -> None:
-    """Weights and feature statistics of another run, whose network must have the same shape."""
-    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+def _load(module: SpeechModule, source: str) -> list[str]:
+    """Weights and feature statistics of a checkpoint or a bundle, whose network must have the same shape; it may have
+    fewer recurrent layers. The names of what starts afresh."""
+    state = _state(source)
     try:
-        module.load_state_dict(state)
+        missing, unknown = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise ValueError(f"--initial {path}: another network: {str(error).splitlines()[-1].strip()}") from error
+        raise ValueError(f"--initial {source}: another network: {str(error).splitlines()[-1].strip()}") from error
+    if unknown or any(not name.startswith("model.deeper.") for name in missing):
+        raise ValueError(f"--initial {source}: another network: {', '.join([*unknown, *missing][:5])}")
+    return missing
+
+
+def _state(source: str) -> dict[str, Tensor]:
+    if Path(source).is_file():
+        state: dict[str, Tensor] = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
+        return state
+    loaded = bundle.load(find_bundle(source))
+    return {
+        f"{part}.{name}": tensor
+        for part, network in (("features", loaded.features), ("model", loaded.model))
+        for name, tensor in network.state_dict().items()
+    }

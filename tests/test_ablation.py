@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from training import ablation, fit
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Calls of the other programs, which here leave what the real ones would."""
+    called: list[tuple[str, ...]] = []
+
+    def python(module: str, *arguments: str) -> str:
+        called.append((module, *arguments))
+        if module == "training.export":
+            Path(arguments[arguments.index("--out") + 1]).mkdir(parents=True)
+        without_noise = "no-noise" in " ".join(arguments)
+        return "a table\n" + json.dumps({"wer": 42.5 if without_noise else 40.0})
+
+    monkeypatch.setattr(ablation, "_python", python)
+    return called
+
+
+def start(tmp_path: Path, *rows: str) -> int:
+    options = ["--out", str(tmp_path), "--manifest", "clean.jsonl", "noisy.jsonl", "--rows", *rows]
+    return ablation.main([*options, "--", "--epochs", "2"])
+
+
+def test_a_row_is_the_same_training_without_its_subject(
+    tmp_path: Path, programs: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, "full recipe", "no noise") == 0
+    trainings = [call for call in programs if call[0] == "training.fit"]
+    assert [call[4:] for call in trainings] == [
+        ("--epochs", "2", "--quiet", "--resume"),
+        ("--epochs", "2", "--noise-share", "0", "--quiet", "--resume"),
+    ]
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-4:] == [
+        "| | clean, WER % | noisy, WER % |",
+        "|---|---|---|",
+        "| full recipe | 40.00 (+0.00) | 40.00 (+0.00) |",
+        "| no noise | 42.50 (+2.50) | 42.50 (+2.50) |",
+    ]
+
+
+def test_what_is_finished_is_not_done_again(tmp_path: Path, programs: list[tuple[str, ...]]) -> None:
+    start(tmp_path, "no noise")
+    done = len(programs)
+    start(tmp_path, "no noise")
+    assert len(programs) == done == 4  # a training, an export and an evaluation of each manifest
+
+
+def test_unknown_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        start(tmp_path, "no music")
+    assert ended.value.code == 2
+    assert "rows ['no music'] are not known" in capsys.readouterr().err
+
+
+def test_every_row_is_accepted_by_the_recipe(tmp_path: Path) -> None:
+
+    files = ["--train", "t", "--validation", "v", "--out", str(tmp_path)]
+    for options in ablation.ROWS.values():
+        fit.build_parser().parse_args(["speech", *files, *options])
