@@ -12,10 +12,14 @@ import soundfile
 from tests import toy_arpa
 from tests.speech_fixtures import RATE, save_toy_bundle, speak
 from training import evaluate
+from training.bootstrap import Interval
 from training.error_rate import Edits
-from training.evaluate_speech import Heard, spread, summarise
-from training.recognition import Setting, find_bundle
-from training.speech_manifest import Utterance
+from training.evaluation import Change
+from training.heard import compare
+from training.hearing import Task, hear_all, spread
+from training.recognition import LogProbs, Recognition, Samples, Setting, find_bundle
+from training.speech_figures import summarise
+from training.speech_manifest import Utterance, read_manifest
 
 # What is played and what the manifest claims: one word is wrong, one missing, one too many.
 PLAYED = ("one two", "yes no", "go left")
@@ -78,13 +82,89 @@ def test_jobs_keep_the_order(jobs: int) -> None:
 
 def test_a_difference_is_reported() -> None:
     said = Utterance(Path("a.wav"), "yes no", 1.0)
-    same, other = Heard(said, "yes", 1.0, "yes"), Heard(replace(said, audio=Path("b.wav")), "yes", 2.0, "no")
-    figures = summarise([same, other], 1.5)
+    same = compare(said, "yes", 1.0, 0.25, "yes")
+    other = compare(replace(said, audio=Path("b.wav")), "yes", 2.0, 1.25, "no")
+    figures = summarise([same, other])
     assert figures.different == ("b.wav",) and figures.as_json()["streaming_equal"] == 1
     assert figures.words == Edits(deletions=2, reference=4)
     assert figures.audio_seconds == 3.0 and figures.as_json()["rtf"] == 0.5
-    assert "1 of 2" in figures.as_table() and "differs: b.wav" in figures.as_table()
-    assert "streaming" not in summarise([replace(same, offline=None)], 1.0).as_table()
+    assert figures.as_json()["rtf_median"] == 0.4375  # of 0.25 and 0.625
+    assert "1 of 2" in figures.remarks()[1] and "differs: b.wav" in figures.remarks()[2]
+    assert summarise([replace(same, offline=None)]).different is None
+
+
+def test_all_ways_in_one_run(
+    capsys: pytest.CaptureFixture[str], toy_bundle: Path, manifest: Path, tmp_path: Path
+) -> None:
+    report = figures_of(capsys, toy_bundle, manifest, "--all", "--report", str(tmp_path / "new" / "report"))
+    ways = ["offline greedy", "offline, beam", "streaming greedy", "streaming, beam"]
+    assert list(report["ways"]) == ways
+    assert [report["ways"][way]["mode"] for way in ways] == ["whole", "whole", "chunked", "streaming"]
+    assert [report["ways"][way]["wer"] for way in ways] == [40.0] * 4  # tones leave no doubt
+    assert [(change["first"], change["second"]) for change in report["changes"]] == [
+        (ways[0], ways[1]),
+        (ways[0], ways[2]),
+        (ways[1], ways[3]),
+        (ways[2], ways[3]),
+    ]
+    assert all(change["points"] == 0 and change["interval"] == [0, 0] for change in report["changes"])
+    written = json.loads((tmp_path / "new" / "report" / "report.json").read_text())
+    assert written["figures"] == report and written["manifest"] == "test.jsonl" and written["made"]["seed"] == 0
+    first, second = written["worst"]["streaming, beam"]
+    assert first["alignment"] == [["yes", "yes"], ["now", "no"]] or second["alignment"] == [
+        ["yes", "yes"],
+        ["now", "no"],
+    ]
+    page = (tmp_path / "new" / "report" / "report.md").read_text()
+    assert "said  yes NOW\nheard yes NO" in page and "said  go ****\nheard go LEFT" in page
+    for picture in ("errors", "rtf", "length", "utterances"):
+        assert f"]({picture}.png)" in page and (tmp_path / "new" / "report" / f"{picture}.png").stat().st_size > 5000
+    lines = (tmp_path / "new" / "report" / "utterances.jsonl").read_text().splitlines()
+    assert len(lines) == 12 and json.loads(lines[-1])["way"] == "streaming, beam"
+
+
+def test_changes_are_read_as_a_sentence() -> None:
+    change = Change("offline", "streaming", 1.25, Interval(-0.5, 3.0))
+    assert str(change) == "streaming less offline: +1.25 points of WER (-0.50 to 3.00)"
+
+
+def test_kept_outputs_say_the_same_without_a_time(
+    capsys: pytest.CaptureFixture[str],
+    toy_bundle: Path,
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = ("--greedy", "--cache", str(tmp_path))
+    first = figures_of(capsys, toy_bundle, manifest, *arguments)
+    assert (first["wer"], first["rtf"], first["rtf_median"]) == (40.0, None, None)
+    monkeypatch.setattr("training.recognition.Recognition.log_probs", None)  # it would fail if it were called
+    assert figures_of(capsys, toy_bundle, manifest, *arguments) == first
+
+
+def test_settings_with_one_network_run_it_once(
+    toy_bundle: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+    before = Recognition.log_probs
+
+    def counted(self: Recognition, samples: Samples) -> LogProbs:
+        runs.append(self.setting.mode)
+        return before(self, samples)
+
+    monkeypatch.setattr(Recognition, "log_probs", counted)
+    settings = tuple(Setting(toy_bundle, mode, greedy) for mode in ("whole", "chunked") for greedy in (True, False))
+    heard = hear_all(Task(settings, threads=1), read_manifest(manifest)[:2])
+    assert runs == ["whole", "chunked"] * 2
+    assert [[each.text for each in way] for way in heard] == [list(PLAYED[:2])] * 4
+    assert all(each.seconds is not None and each.seconds > 0 for way in heard for each in way)
+
+
+def test_ensembles_and_jitter_from_the_command_line(
+    capsys: pytest.CaptureFixture[str], toy_bundle: Path, manifest: Path
+) -> None:
+    figures = figures_of(capsys, toy_bundle, manifest, "--bundle", str(toy_bundle), "--jitter", "--limit", "1")
+    assert (figures["wer"], figures["ensemble"], figures["jitter"]) == (0.0, 2, True)
 
 
 def test_options_replace_those_of_the_bundle(
@@ -127,7 +207,10 @@ def test_bundles_are_found_by_name(toy_bundle: Path, monkeypatch: pytest.MonkeyP
         (["--greedy", "--streaming"], "--greedy goes with --chunked"),
         (["--endpointing"], "--endpointing needs --streaming"),
         (["--limit", "0"], "--limit is 0"),
-        (["--jobs", "0"], "--jobs 0"),
+        (["--jobs", "0"], "--jobs is 0"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--all", "--greedy"], "--all with --greedy"),
+        (["--streaming", "--jitter"], "--jitter and several bundles need whole recordings"),
         (["--beam-width", "0"], "beam_width is 0: a whole number, at least 1"),
         (["--piece", "0"], "piece is 0.0 seconds"),
         (["--lexicon"], "there is no language model"),

@@ -2,97 +2,32 @@
 
 Recordings take the serving path: the bundle's features, network, beam search and tuned options. By default the network
 sees each recording to its end; --chunked cuts it as a stream would, --streaming feeds it piece by piece through the
-server's recogniser, --compare-streaming does both and demands equal texts. Rates are percentages of all words and
-characters of the manifest; `seconds` is wall time without loading the bundle, and rtf is seconds per second of audio.
+server's recogniser, --compare-streaming does both and demands equal texts. --all is four ways in one run, offline and
+streaming, greedy and with the language model; streams have no greedy search, so its row is the chunked pass, which
+equals a stream.
+
+Rates are percentages of all words and characters of the manifest, with 95 % intervals from a bootstrap that draws
+speakers. RTF is seconds of recognition, without reading files, per second of audio; with --jobs 1 --threads 2 it is one
+stream's on two threads. --report writes everything into a folder, with pictures.
+
+Several --bundle average their output probabilities, --jitter those of a recording and its shifts by 5 ms.
 """
 
 import argparse
-import functools
 import json
-import multiprocessing
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-import torch
-from tqdm import tqdm
-
-from training.error_rate import Edits, character_edits, word_edits
-from training.recognition import Recognition, Setting, find_bundle
-from training.speech_manifest import Utterance, read_manifest
-
-Item = TypeVar("Item")
-Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What became of one utterance. `offline`: the text of the chunked pass, when it was asked for."""
-
-    utterance: Utterance
-    text: str
-    audio_seconds: float
-    offline: str | None = None
-
-    @property
-    def words(self) -> Edits:
-        return word_edits(self.utterance.text, self.text)
-
-    @property
-    def characters(self) -> Edits:
-        return character_edits(self.utterance.text, self.text)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """The sums of a manifest, and what they were measured with."""
-
-    words: Edits
-    characters: Edits
-    utterances: int
-    audio_seconds: float
-    seconds: float
-    different: tuple[str, ...] | None = None  # audio files whose stream and offline texts differ
-
-    def as_json(self) -> dict[str, object]:
-        figures: dict[str, object] = {
-            "wer": round(self.words.rate, 4),
-            "cer": round(self.characters.rate, 4),
-            "utterances": self.utterances,
-            "audio_seconds": round(self.audio_seconds, 3),
-            "seconds": round(self.seconds, 3),
-            "rtf": round(self.seconds / max(self.audio_seconds, 1e-9), 5),
-            "words": self.words.reference,
-            "substitutions": self.words.substitutions,
-            "deletions": self.words.deletions,
-            "insertions": self.words.insertions,
-        }
-        if self.different is not None:
-            figures |= {"streaming_equal": self.utterances - len(self.different), "different": list(self.different)}
-        return figures
-
-    def as_table(self) -> str:
-        lines = [f"{'':12}{'rate':>8}{'errors':>8}{'sub':>6}{'del':>6}{'ins':>6}{'of':>8}"]
-        for name, sums in (("words", self.words), ("characters", self.characters)):
-            kinds = f"{sums.substitutions:6}{sums.deletions:6}{sums.insertions:6}"
-            lines.append(f"{name:12}{sums.rate:7.2f}%{sums.errors:8}{kinds}{sums.reference:8}")
-        speed = self.audio_seconds / max(self.seconds, 1e-9)
-        lines.append(
-            f"{self.utterances} utterances, {self.audio_seconds / 60:.1f} min of audio in {self.seconds:.1f} s "
-            f"({speed:.1f} times real time)"
-        )
-        if self.different is not None:
-            equal = self.utterances - len(self.different)
-            lines.append(f"streaming equals offline in the same chunking: {equal} of {self.utterances}")
-            lines += [f"  differs: {name}" for name in self.different]
-        return "\n".join(lines)
+from asr_server.options import PRECISIONS
+from training.evaluation import Evaluation, Way
+from training.hearing import Task, hear_all, recognition_of
+from training.recognition import Setting, find_bundle
+from training.speech_manifest import read_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", required=True, help="a bundle's folder, or the name of a shipped one")
+    parser.add_argument(
+        "--bundle", required=True, action="append", help="a bundle's folder or a shipped one's name; several: ensemble"
+    )
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="JSON lines of transcribed audio")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--chunked", action="store_true", help="offline, with the backward recurrence cut as in a stream")
@@ -100,13 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--compare-streaming", action="store_true", help="as --streaming, and compare each text with --chunked"
     )
+    how.add_argument("--all", action="store_true", help="greedy and with the language model, offline and streaming")
     parser.add_argument("--endpointing", action="store_true", help="let pauses end utterances, with --streaming")
     parser.add_argument("--piece", type=float, default=0.1, metavar="SECONDS", help="message of a stream (default 0.1)")
     parser.add_argument("--greedy", action="store_true", help="the likeliest symbol of each frame, no beam, no words")
+    parser.add_argument(
+        "--jitter", action="store_true", help="average over shifts of 5 ms to the left and to the right"
+    )
     add_decoding_arguments(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N utterances")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    _add_running_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default 0)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write each utterance and its text as JSON lines")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write figures, tables, a page and pictures")
+    parser.add_argument("--worst", type=int, default=20, metavar="N", help="utterances in the report (default 20)")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
 
 
@@ -124,26 +65,51 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_running_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=("auto", *PRECISIONS), default="fp32", help="default: %(default)s")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N utterances")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default 1)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the network in each process")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep the network's outputs of offline ways for the next time; there is no RTF then",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
-    setting = setting_of(args)
-    if args.jobs < 1 or (args.limit is not None and args.limit < 1):
-        raise ValueError(f"--limit is {args.limit} and --jobs {args.jobs}: at least 1")
+    check(args)
+    settings = settings_of(args)
     utterances = read_manifest(args.manifest)[: args.limit]
-    loaded = _recognition(setting) if args.jobs == 1 else setting.load()  # before the clock runs; finds errors early
-    task = functools.partial(_hear, setting, args.compare_streaming)
-    start = time.perf_counter()
-    heard = list(tqdm(spread(task, utterances, args.jobs), setting.bundle.name, len(utterances), disable=None))
-    figures = summarise(heard, time.perf_counter() - start)
+    task = Task(tuple(settings.values()), args.compare_streaming, args.threads)
+    loaded = recognition_of(task.settings[0], task.threads)  # finds errors early
+    heard = hear_all(task, utterances, args.jobs, args.cache, loaded.bundle.name)
+    ways = (Way(name, setting, each, args.seed) for (name, setting), each in zip(settings.items(), heard, strict=True))
+    evaluation = Evaluation(loaded.bundle, args.manifest, tuple(ways), args.seed)
     if args.out:
-        args.out.write_text("".join(f"{json.dumps(_line(each))}\n" for each in heard), encoding="utf-8")
-    print(figures.as_table())
+        args.out.write_text("".join(f"{json.dumps(line)}\n" for line in evaluation.lines()), encoding="utf-8")
+    if args.report:
+        from training import speech_report  # matplotlib takes a while to load
+
+        speech_report.write(evaluation, args.report, args.worst)
+    print(evaluation.table())
     if args.json:
-        print(json.dumps({**figures.as_json(), **_circumstances(loaded)}))
-    if figures.different:
-        raise ValueError(f"{len(figures.different)} streams differ from the offline pass in the same chunks, see above")
+        print(json.dumps(evaluation.as_json()))
+    if different := evaluation.ways[0].figures.different:
+        raise ValueError(f"{len(different)} streams differ from the offline pass in the same chunks, see above")
 
 
-def setting_of(args: argparse.Namespace) -> Setting:
+def check(args: argparse.Namespace) -> None:
+    numbers = {name: getattr(args, name) for name in ("limit", "jobs", "threads", "worst")}
+    if any(value is not None and value < 1 for value in numbers.values()):
+        raise ValueError(", ".join(f"--{name} is {value}" for name, value in numbers.items()) + ": at least 1")
+    if args.all and args.greedy:
+        raise ValueError("--all with --greedy: the four ways have two greedy ones among them")
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Setting]:
+    """By the names of the ways."""
     mode = "streaming" if args.streaming or args.compare_streaming else "chunked" if args.chunked else "whole"
     if args.endpointing:
         if not args.streaming:
@@ -151,59 +117,13 @@ def setting_of(args: argparse.Namespace) -> Setting:
         mode = "endpointed"
     names = ("beam_width", "alpha", "beta", "lexicon")
     replaced = tuple((name, getattr(args, name)) for name in names if getattr(args, name) is not None)
-    return Setting(find_bundle(args.bundle), mode, args.greedy, args.language_model, replaced, args.piece)
-
-
-def spread(task: Callable[[Item], Outcome], items: Sequence[Item], jobs: int) -> Iterator[Outcome]:
-    """`task` of each item in order, in this process or in `jobs` others."""
-    if jobs == 1:
-        yield from map(task, items)
-        return
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, context) as pool:
-        yield from pool.map(task, items)
-
-
-def summarise(heard: Sequence[Heard], seconds: float) -> Figures:
-    compared = any(each.offline is not None for each in heard)
-    different = tuple(str(each.utterance.audio) for each in heard if each.offline not in (None, each.text))
-    return Figures(
-        sum((each.words for each in heard), Edits()),
-        sum((each.characters for each in heard), Edits()),
-        len(heard),
-        sum(each.audio_seconds for each in heard),
-        seconds,
-        different if compared else None,
-    )
-
-
-@functools.cache
-def _recognition(setting: Setting) -> Recognition:
-    """Loaded once in each process."""
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)  # one of --jobs: the processes are the parallelism
-    return setting.load()
-
-
-def _hear(setting: Setting, compare: bool, utterance: Utterance) -> Heard:
-    recognition = _recognition(setting)
-    samples = utterance.samples(recognition.rate)
-    text = recognition.transcribe(samples)
-    offline = _recognition(replace(setting, mode="chunked")).transcribe(samples) if compare else None
-    return Heard(utterance, text, len(samples) / recognition.rate, offline)
-
-
-def _line(heard: Heard) -> dict[str, object]:
+    first, *others = map(find_bundle, args.bundle)
+    rest = (args.language_model, replaced, args.piece, tuple(others), args.jitter, args.precision)
+    if not args.all:
+        return {f"{mode} greedy" if args.greedy else mode: Setting(first, mode, args.greedy, *rest)}
     return {
-        "audio_filepath": str(heard.utterance.audio),
-        "text": heard.utterance.text,
-        "heard": heard.text,
-        "word_errors": heard.words.errors,
-        "character_errors": heard.characters.errors,
+        "offline greedy": Setting(first, "whole", True, *rest),
+        "offline, beam": Setting(first, "whole", False, *rest),
+        "streaming greedy": Setting(first, "chunked", True, *rest),
+        "streaming, beam": Setting(first, "streaming", False, *rest),
     }
-
-
-def _circumstances(recognition: Recognition) -> dict[str, object]:
-    setting, decoding = recognition.setting, recognition.bundle.decoding
-    searched = {} if setting.greedy else {name: getattr(decoding, name) for name in ("beam_width", "alpha", "beta")}
-    return {"bundle": recognition.bundle.name, "mode": setting.mode, "greedy": setting.greedy, **searched}

@@ -1,9 +1,10 @@
 """What the network says about a manifest, kept on disk: it runs once, however often the decoder is tuned.
 
 One .npz file holds the outputs of all recordings in one row: log_probs (T, V) and the lengths that divide them. It is
-named after a hash of all that decides them: the weights, the configurations of the network and its features, the mode,
-which recordings (path, size, time of the last change), and the code itself. Texts are not in it, so a corrected
-transcript costs nothing. An hour of audio takes about 20 MB; any file may be deleted at any time.
+named after a hash of all that decides them: the weights, the configurations of the network and its features (of each
+bundle of an ensemble), the mode, jitter and precision, which recordings (path, size, time of the last change), and the
+code itself. Texts are not in it, so a corrected transcript costs nothing. An hour of audio takes about 20 MB; any file
+may be deleted at any time.
 """
 
 import hashlib
@@ -61,14 +62,14 @@ def load(path: Path) -> tuple[LogProbs, ...]:
 
 
 def _key(recognition: Recognition, utterances: Sequence[Utterance]) -> str:
-    bundle = recognition.bundle
+    bundles, setting = (recognition.bundle, *recognition.others), recognition.setting
     recordings = [(utterance.audio.resolve(), utterance.audio.stat()) for utterance in utterances]
     decisive = {
         "code": [inspect.getsource(module) for module in CODE],
-        "weights": hashlib.sha256((bundle.folder / WEIGHTS).read_bytes()).hexdigest(),
-        "model": asdict(bundle.model.config),
-        "features": asdict(bundle.features.config),
-        "mode": recognition.setting.mode,
+        "weights": [hashlib.sha256((bundle.folder / WEIGHTS).read_bytes()).hexdigest() for bundle in bundles],
+        "model": [asdict(bundle.model.config) for bundle in bundles],
+        "features": [asdict(bundle.features.config) for bundle in bundles],
+        "setting": [setting.mode, setting.jitter, setting.precision],
         "recordings": [(str(path), found.st_size, found.st_mtime_ns) for path, found in recordings],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:32]

@@ -4,6 +4,7 @@ A relative audio path starts at the manifest's own folder, so a folder of data c
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Utterance:
-    """One line of a manifest. `duration` in seconds; `speaker` is empty when the manifest does not say."""
+    """One line of a manifest. `duration` in seconds; what the manifest does not say is empty, or None."""
 
     audio: Path
     text: str
     duration: float
     speaker: str = ""
+    id: str = ""  # of the recording in its corpus
+    source: str = ""  # the corpus
+    kind: str = ""  # of the background, in a noisy test
+    snr: float | None = None  # decibels, from "snr_db"; never estimated
 
     def samples(self, rate: int) -> NDArray[np.float32]:
         """The recording as mono in [-1, 1], (S,); ValueError when it is missing, broken or of another rate."""
@@ -68,4 +73,13 @@ def _utterance(line: str, path: Path, number: int, text: bool) -> Utterance:
     if not audio.is_file():
         raise ValueError(f"{where}: there is no audio file {audio}")
     words = " ".join(entry.get("text", "").lower().split())
-    return Utterance(audio, words, float(entry["duration"]), str(entry.get("speaker", "")))
+    names = {key: str(entry.get(key, "")) for key in ("speaker", "id", "source", "kind")}
+    return Utterance(audio, words, float(entry["duration"]), **names, snr=_snr(entry.get("snr_db"), where))
+
+
+def _snr(value: object, where: str) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{where}: 'snr_db' is {value!r}: a number of decibels, or left out where it is not known")
+    return float(value)
