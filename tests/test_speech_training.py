@@ -169,9 +169,23 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert factors[4:15] == [1.0] * 11
     assert factors[19] == pytest.approx(0.5)
     assert factors[24] == 0.0
-    assert learning_rate_factor(10**6, OptimiserOptions(hold=1), 100) == 1.0
+    assert learning_rate_factor(24, OptimiserOptions(warmup_steps=4, hold=1), 24) == 1.0
     with pytest.raises(ValueError, match=r"hold is 1\.5"):
         OptimiserOptions(hold=1.5)
+
+
+def test_two_processes_that_split_utterances_train_as_one(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path / "data", 8)
+    plain = ["--epochs", "2", "--dropout", "0", "--no-augmentation", "--chunked-share", "0.5"]
+    assert fit.main(command(manifest, tmp_path / "one", *plain)) == 0
+    split = [*plain, "--model-parallel", "--devices", "2", "--strategy", "ddp"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = [*torchrun, "-m", "training.fit", *command(manifest, tmp_path / "two", *split)]
+    subprocess.run(run, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL)
+    one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 4
+    for name, tensor in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "bundle"])

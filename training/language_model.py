@@ -14,6 +14,7 @@ KenLM's programs lmplz and build_binary are found in $EARSIGHT_KENLM_BIN, beside
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import re
@@ -81,12 +82,12 @@ def train(sentences: Iterable[str], out: Path, recipe: Recipe, alphabet: Alphabe
         folder, made = Path(name), Path(near) / "model"
         text, arpa = folder / "text", folder / "arpa"
         count, left_out = _write(sentences, text, alphabet or Alphabet(), recipe.unit)
-        _run(_estimation(lmplz, recipe, text, arpa, folder))
-        ngrams, words = _vocabulary(arpa)
+        run_tool(_estimation(lmplz, recipe, text, arpa, folder))
+        ngrams, words = ngram_counts(arpa), _vocabulary(arpa)
         if out.suffix == ".arpa":
             shutil.copyfile(arpa, made)
         else:
-            _run([build_binary, *_storage(recipe), "-T", f"{folder}/", "trie", str(arpa), str(made)])
+            run_tool([build_binary, *_storage(recipe), "-T", f"{folder}/", "trie", str(arpa), str(made)])
         made.chmod(0o644)  # KenLM makes it executable, too
         size = made.stat().st_size
         made.replace(out)
@@ -148,7 +149,7 @@ def _storage(recipe: Recipe) -> list[str]:
     return ["-a", "22", "-q", str(recipe.quantise), "-b", str(recipe.quantise)]  # -a: compressed pointers
 
 
-def _run(command: Sequence[str]) -> None:
+def run_tool(command: Sequence[str]) -> None:
     """Run one of KenLM's programs. Its own progress goes to a terminal; ValueError with its last line if it fails."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
@@ -163,19 +164,19 @@ def _run(command: Sequence[str]) -> None:
         raise ValueError(f"{Path(command[0]).name} failed with status {process.returncode}: {reason}")
 
 
-def _vocabulary(arpa: Path) -> tuple[tuple[int, ...], list[str]]:
-    """The number of n-grams by order, and the words, sorted."""
-    ngrams: list[int] = []
-    words: list[str] = []
+def ngram_counts(arpa: Path) -> tuple[int, ...]:
+    """The number of n-grams by order."""
     with arpa.open(encoding="utf-8") as lines:
-        for line in lines:
-            if counted := re.match(r"ngram \d+=(\d+)", line):
-                ngrams.append(int(counted[1]))
-            elif line.startswith("\\2-grams:"):
-                break
-            elif len(parts := line.split("\t")) > 1 and not parts[1].startswith("<"):
-                words.append(parts[1].strip())
-    return tuple(ngrams), sorted(words)
+        header = itertools.takewhile(lambda line: not line.startswith("\\1-grams:"), lines)
+        return tuple(int(counted[1]) for line in header if (counted := re.match(r"ngram \d+=\s*(\d+)", line)))
+
+
+def _vocabulary(arpa: Path) -> list[str]:
+    """Sorted, without <s>, </s> and <unk>."""
+    with arpa.open(encoding="utf-8") as lines:
+        unigrams = itertools.takewhile(lambda line: not line.startswith("\\2-grams:"), lines)
+        rows = [line.split("\t") for line in unigrams]
+    return sorted(row[1].strip() for row in rows if len(row) > 1 and not row[1].startswith("<"))
 
 
 def sentences_of(texts: Sequence[Path], manifests: Sequence[Path]) -> Iterator[str]:

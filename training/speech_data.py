@@ -24,6 +24,7 @@ from training.mixing import Samples
 from training.noise import NoiseBank
 from training.recordings import Recordings
 from training.speech_manifest import Utterance, read_manifest
+from training.time_parallel import data_rank_and_world
 from training.trainer import rank_and_world
 from training.waveform import WaveformAugmenter, WaveformOptions
 
@@ -48,6 +49,7 @@ class DataOptions:
     seed: int = 0
     keep_hours: float = 40.0  # of decoded audio in the memory of each process, 115 MB an hour
     workers: int = 0  # processes that prepare batches beside the training; 0: the training itself
+    model_parallel: bool = False  # two processes share each training batch (time_parallel.py)
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class BucketSampler(Sampler[tuple[int, list[int]]]):
     ) -> None:
         self.durations, self.options, self.shuffle, self.epoch = durations, options, shuffle, epoch
         self.rank, self.processes = rank_and_world()
+        if shuffle and options.model_parallel:
+            self.rank, self.processes = data_rank_and_world(self.rank, self.processes)
         self.sizes = _batch_sizes(sorted(durations), options)
         if shuffle and len(self.sizes) < self.processes:
             raise ValueError(f"{len(self.sizes)} batches are too few for {self.processes} processes: make them smaller")

@@ -15,6 +15,7 @@ from asr_server.features import FeatureConfig, Features
 from asr_server.model import Chunking, DeepSpeech, DeepSpeechConfig
 from training.error_rate import Edits, character_edits, word_edits
 from training.speech_data import Batch
+from training.time_parallel import Pair, pair_up, split_forward
 
 OPTIMISERS = ("adamw", "sgd")
 SHOWN = 4  # transcripts after each validation
@@ -52,6 +53,7 @@ class SpeechModule(pl.LightningModule):
         chunked_share: float = 0.0,
         flat_start_steps: int = 0,
         seed: int = 0,
+        model_parallel: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(
@@ -61,11 +63,20 @@ class SpeechModule(pl.LightningModule):
         self.model = DeepSpeech(model)
         self.alphabet, self.optimiser = alphabet, optimiser
         self.chunked_share, self.flat_start_steps, self.seed = chunked_share, flat_start_steps, seed
+        self.model_parallel = model_parallel
+        self.pair: Pair | None = None
         self._forget_errors()
+
+    def setup(self, stage: str) -> None:
+        """With model parallelism: find the rank that has the other half of each utterance."""
+        if self.model_parallel and self.pair is None:
+            self.pair = pair_up()
 
     def forward(self, batch: Batch, chunking: Chunking | None) -> tuple[Tensor, Tensor]:
         """(B, N, V), (B,)."""
         features = self.features.normalise(batch.spectra).nan_to_num(nan=0.0)  # masked: the mean
+        if self.training and self.pair is not None:
+            return split_forward(self.model, features, batch.frames, self.pair, chunking)
         log_probs: tuple[Tensor, Tensor] = self.model(features, batch.frames, chunking)
         return log_probs
 

@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_network_arguments(parser)
     _add_optimiser_arguments(parser)
     add_trainer_arguments(parser, epochs=20)
+    parser.add_argument(
+        "--model-parallel",
+        action="store_true",
+        help="two processes share each utterance, split in time (docs/training.md); with an even number of processes",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         args.chunked_share,
         args.flat_start_steps,
         args.seed,
+        args.model_parallel,
     )
     data = SpeechData(
         args.train,
@@ -61,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
             args.seed,
             args.keep_hours,
             args.workers,
+            args.model_parallel,
         ),
         None if args.no_augmentation else (_waveform(args), _spectrum(args)),
         args.noise,
@@ -209,7 +216,7 @@ def _load(module: SpeechModule, source: str) -> list[str]:
         raise ValueError(f"--initial {source}: another network: {str(error).splitlines()[-1].strip()}") from error
     if unknown or any(not name.startswith("model.deeper.") for name in missing):
         raise ValueError(f"--initial {source}: another network: {', '.join([*unknown, *missing][:5])}")
-    return missing
+    return list(missing)
 
 
 def _state(source: str) -> dict[str, Tensor]:
