@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -160,6 +161,18 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> 
     assert whole["global_step"] == resumed["global_step"] == 5 * 4
     for key, tensor in whole["state_dict"].items():
         assert torch.equal(tensor, resumed["state_dict"][key]), key
+
+
+def test_recurrent_matrices_move_slower_and_only_matrices_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = module()
+    network.optimiser = OptimiserOptions(rate=0.2, recurrent_rate=0.25, weight_decay=0.5)
+    monkeypatch.setattr(network, "_trainer", SimpleNamespace(estimated_stepping_batches=100))
+    groups = network.configure_optimizers()["optimizer"].param_groups
+    found = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert len(found) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        rate = 0.05 if name in ("model.forward_weight", "model.backward_weight") else 0.2
+        assert found[id(parameter)] == (rate, 0.5 if parameter.ndim == 2 else 0.0), name
 
 
 def test_the_rate_rises_holds_and_falls() -> None:

@@ -18,6 +18,7 @@ from training.speech_data import Batch
 from training.time_parallel import Pair, pair_up, split_forward
 
 OPTIMISERS = ("adamw", "sgd")
+RECURRENT = ("forward_weight", "backward_weight")  # the ends of their names
 SHOWN = 4  # transcripts after each validation
 
 
@@ -31,6 +32,7 @@ class OptimiserOptions:
     warmup_steps: int = 200
     hold: float = 0.0  # adamw: share of the steps after the warm-up at the full rate; 1 never lowers it
     weight_decay: float = 0.01
+    recurrent_rate: float = 0.1  # adamw: factor on the rate of the recurrent matrices
     momentum: float = 0.99
     annealing: float = 0.9  # sgd: factor on the rate after each epoch
 
@@ -131,9 +133,14 @@ class SpeechModule(pl.LightningModule):
         if options.name == "sgd":
             sgd = torch.optim.SGD(self.parameters(), options.rate, momentum=options.momentum, nesterov=True)
             return [sgd], [torch.optim.lr_scheduler.ExponentialLR(sgd, options.annealing)]
-        decayed = [parameter for parameter in self.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.parameters() if parameter.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        adamw_groups: dict[tuple[float, float], list[Tensor]] = {}
+        for name, parameter in self.named_parameters():
+            # Adam moves all entries of a matrix by about the rate. What they have in common adds up over the width and
+            # again over the frames, so a recurrent matrix would leave any stable state within a few steps.
+            rate = options.rate * (options.recurrent_rate if name.endswith(RECURRENT) else 1.0)
+            decay = options.weight_decay if parameter.ndim > 1 else 0.0
+            adamw_groups.setdefault((rate, decay), []).append(parameter)
+        groups = [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in adamw_groups.items()]
         adamw = torch.optim.AdamW(groups, options.rate, betas=(0.9, 0.98))
         total = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: learning_rate_factor(step, options, total))

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
             rate=args.learning_rate,
             warmup_steps=args.warmup_steps,
             hold=args.hold,
+            recurrent_rate=args.recurrent_rate,
             weight_decay=args.weight_decay,
             momentum=args.momentum,
             annealing=args.annealing,
@@ -166,6 +167,12 @@ def _add_optimiser_arguments(parser: argparse.ArgumentParser) -> None:
     recipe.add_argument("--warmup-steps", type=int, default=defaults.warmup_steps, help="adamw; default: %(default)s")
     recipe.add_argument("--hold", type=float, default=defaults.hold, help="adamw; default: %(default)s")
     recipe.add_argument("--weight-decay", type=float, default=defaults.weight_decay, help="adamw; default: %(default)s")
+    recipe.add_argument(
+        "--recurrent-rate",
+        type=float,
+        default=defaults.recurrent_rate,
+        help="adamw: factor for the recurrent matrices; default: %(default)s",
+    )
     recipe.add_argument("--momentum", type=float, default=defaults.momentum, help="sgd; default: %(default)s")
     recipe.add_argument("--annealing", type=float, default=defaults.annealing, help="sgd; default: %(default)s")
 
