@@ -1,7 +1,7 @@
 """Deep Speech (Hannun et al. 2014, arXiv 1412.5567): five layers, one of them recurrent, and a softmax over letters.
 
 With `recurrent_layers` above 1 there are more recurrences between layers 4 and 5, as in Deep Speech 2 (Amodei et al.
-2015, arXiv 1512.02595), each on a residual path.
+2015, arXiv 1512.02595), each on a residual path. With the cell "gated" all of them have gates (gated.py).
 
 Dimension letters: B batch, T input frames, N output frames (T / stride, rounded up), F features, C context frames on
 each side, H hidden, V symbols, L recurrent layers, K chunks, W frames of a window: a chunk and its right context.
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from asr_server.features import FeatureConfig
+from asr_server.gated import GatedLayer
 from asr_server.recurrence import recur
 
 NORMALISATIONS = ("none", "layer")
+CELLS = ("clipped-relu", "gated")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class DeepSpeechConfig:
     clip: float = 20.0
     normalisation: str = "none"
     recurrent_layers: int = 1  # the paper's; Deep Speech 2 has up to 7
+    cell: str = "clipped-relu"  # of the recurrences
     chunk: int | None = None  # output frames; None: the backward recurrence waits for the end of the utterance
     right: int = 0
 
@@ -69,6 +72,8 @@ class DeepSpeechConfig:
             )
         if self.normalisation not in NORMALISATIONS:
             raise ValueError(f"normalisation is {self.normalisation!r}. Select one of {NORMALISATIONS}")
+        if self.cell not in CELLS:
+            raise ValueError(f"cell is {self.cell!r}. Select one of {CELLS}")
         _ = self.chunking
 
     @property
@@ -95,14 +100,18 @@ class DeepSpeech(nn.Module):
         self.config = config
         window = (2 * config.context + 1) * config.features
         self.dense = nn.ModuleList(_Dense(size, config) for size in (window, config.width, config.width))
-        self.recurrent_input = nn.Linear(config.width, config.width)  # W4 and b4, shared by the directions
-        self.recurrent_norm = _normalisation(config)
-        self.forward_weight = nn.Parameter(_recurrent_weight(config.width))
-        self.backward_weight = nn.Parameter(_recurrent_weight(config.width))
-        self.deeper = nn.ModuleList(_Deeper(config) for _ in range(config.recurrent_layers - 1))
+        self.gated, self.deeper = nn.ModuleList(), nn.ModuleList()
+        if config.cell == "gated":
+            self.gated.extend(GatedLayer(config.width, config.dropout) for _ in range(config.recurrent_layers))
+        else:
+            self.recurrent_input = nn.Linear(config.width, config.width)  # W4 and b4, shared by the directions
+            self.recurrent_norm = _normalisation(config)
+            self.forward_weight = nn.Parameter(_recurrent_weight(config.width))
+            self.backward_weight = nn.Parameter(_recurrent_weight(config.width))
+            self.deeper.extend(_Deeper(config) for _ in range(config.recurrent_layers - 1))
+            nn.init.zeros_(self.recurrent_input.bias)
         self.merge = _Dense(config.width, config)
         self.output = nn.Linear(config.width, config.symbols)
-        nn.init.zeros_(self.recurrent_input.bias)
 
     def frame_seconds(self, features: FeatureConfig) -> float:
         """Seconds from one output frame to the next."""
@@ -205,10 +214,12 @@ class DeepSpeech(nn.Module):
         return padded.unfold(-2, size, stride).transpose(-1, -2).flatten(-2)
 
     def _recurrent_inputs(self, windows: Tensor) -> Tensor:
-        """(..., (2 C + 1) F) -> (..., H): layers 1 to 3 and W4 h3 + b4."""
+        """(..., (2 C + 1) F) -> (..., H): layers 1 to 3 and W4 h3 + b4; gated layers have their own products."""
         hidden = windows
         for layer in self.dense:
             hidden = layer(hidden)
+        if self.gated:
+            return hidden
         inputs: Tensor = self.recurrent_norm(self.recurrent_input(hidden))
         return inputs
 
@@ -216,7 +227,9 @@ class DeepSpeech(nn.Module):
         """Through all recurrences: inputs of the first (W, K, B, H) and states before the first chunk (L, B, H) ->
         sums of the last one's directions (chunk, K, B, H) and states after the last chunk. Chunks follow each other in
         the forward direction and run beside each other, as one larger batch, in all else."""
-        nothing = (windows[..., :1] == float("-inf")) if self.deeper else windows
+        nothing = windows[..., :1] == float("-inf")
+        if self.gated:
+            return self._gated_states(windows.masked_fill(nothing, 0.0), (~nothing).to(windows.dtype), start, right)
         sums, carried = self._both(windows, self, start[0], right, more=bool(self.deeper))
         after, path = [carried], None
         for place, layer in enumerate(self.deeper, 1):
@@ -225,6 +238,14 @@ class DeepSpeech(nn.Module):
             sums, carried = self._both(inputs, layer, start[place], right, more=place < len(self.deeper))
             after.append(carried)
         return sums, torch.stack(after)
+
+    def _gated_states(self, hidden: Tensor, heard: Tensor, start: Tensor, right: int) -> tuple[Tensor, Tensor]:
+        after = []
+        for place, layer in enumerate(self.gated):
+            more = place < len(self.gated) - 1
+            hidden, carried = layer(hidden, heard[: len(hidden)], start[place], right, more)
+            after.append(carried)
+        return hidden, torch.stack(after)
 
     def _both(self, windows: Tensor, layer: Any, start: Tensor, right: int, more: bool) -> tuple[Tensor, Tensor]:
         """The bidirectional recurrence with the weights of `layer`: inputs (W, K, B, H) and the state (B, H) before the

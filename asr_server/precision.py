@@ -172,9 +172,7 @@ def for_streaming(model: DeepSpeech, precision: str) -> DeepSpeech:
     config = model.config
     if config.chunk is None:
         config = replace(config, chunk=DEFAULT_CHUNKING.frames, right=DEFAULT_CHUNKING.right)
-    streaming: DeepSpeech = copy.copy(model)
-    streaming._modules = dict(model._modules)
-    streaming._parameters = dict(model._parameters)
+    streaming: DeepSpeech = _shallow(model)
     streaming.config = config
     if precision not in available():
         raise ValueError(f"precision {precision!r} is not one of this processor's. Select one of {available()}")
@@ -185,19 +183,35 @@ def for_streaming(model: DeepSpeech, precision: str) -> DeepSpeech:
 
 def _pack(model: Any, precision: str) -> None:
     model.dense = nn.ModuleList(PackedDense(layer, precision, signed=i == 0) for i, layer in enumerate(model.dense))
-    model.merge = PackedDense(model.merge, precision)
+    model.merge = PackedDense(model.merge, precision, signed=bool(model.gated))  # of sums of states, or a residual path
+    model.gated = nn.ModuleList(_packed_gated(layer, precision) for layer in model.gated)
+    if model.gated:
+        return
     model.recurrent_input = PackedLinear(model.recurrent_input, precision)
     _pack_recurrence(model, precision)
     model.deeper = nn.ModuleList(_packed_deeper(layer, precision) for layer in model.deeper)
 
 
 def _packed_deeper(layer: Any, precision: str) -> nn.Module:
-    packed: Any = copy.copy(layer)
-    packed._modules, packed._parameters = dict(layer._modules), dict(layer._parameters)
+    packed = _shallow(layer)
     packed.project = PackedLinear(layer.project, precision)
     packed.linear = PackedLinear(layer.linear, precision, signed=True)
     _pack_recurrence(packed, precision)
     return cast(nn.Module, packed)
+
+
+def _packed_gated(layer: Any, precision: str) -> nn.Module:
+    packed = _shallow(layer)
+    packed.project = PackedLinear(layer.project, precision, signed=True)
+    packed.linear = PackedLinear(layer.linear, precision, signed=True)
+    return cast(nn.Module, packed)
+
+
+def _shallow(module: nn.Module) -> Any:
+    """The same module, in which others can be put without changing the original."""
+    same = copy.copy(module)
+    same._modules, same._parameters = dict(module._modules), dict(module._parameters)
+    return same
 
 
 def _pack_recurrence(module: Any, precision: str) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from asr_server.features import FeatureConfig
-from asr_server.model import NORMALISATIONS, Chunking, DeepSpeech, DeepSpeechConfig
+from asr_server.model import CELLS, NORMALISATIONS, Chunking, DeepSpeech, DeepSpeechConfig
 from asr_server.recurrence import recur
 from tests.cuts import random_cuts
 
@@ -18,6 +18,7 @@ def network(
     stride: int = 2,
     dropout: float = 0.1,
     recurrent_layers: int = 1,
+    cell: str = "clipped-relu",
 ) -> DeepSpeech:
     torch.manual_seed(0)
     config = DeepSpeechConfig(
@@ -29,6 +30,7 @@ def network(
         dropout=dropout,
         normalisation=normalisation,
         recurrent_layers=recurrent_layers,
+        cell=cell,
         chunk=cut.frames if cut else None,
         right=cut.right if cut else 0,
     )
@@ -97,10 +99,11 @@ def test_the_paper_sized_network_has_its_parameters() -> None:
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("frames", [1, 2, 29, 60])
 @pytest.mark.parametrize("recurrent_layers", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_stream_equals_the_whole_in_the_same_chunks(
-    cut: Chunking | None, normalisation: str, frames: int, recurrent_layers: int
+    cut: Chunking | None, normalisation: str, frames: int, recurrent_layers: int, cell: str
 ) -> None:
-    model = network(cut, normalisation, recurrent_layers=recurrent_layers)
+    model = network(cut, normalisation, recurrent_layers=recurrent_layers, cell=cell)
     x = speech(frames, seed=frames)
     whole, lengths = model(x, torch.tensor([frames]), cut)
     for seed in range(4):
@@ -128,8 +131,9 @@ def test_an_empty_stream_has_no_output() -> None:
     assert model.finish(model.initial_state()).shape == (0, 6)
 
 
-def test_a_deeper_layer_hears_no_more_than_the_window() -> None:
-    model = network(Chunking(7, 4), recurrent_layers=3)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_deeper_layer_hears_no_more_than_the_window(cell: str) -> None:
+    model = network(Chunking(7, 4), recurrent_layers=3, cell=cell)
     x = speech(80)
     heard = 3 + 2 * (7 + 4 - 1) + 1  # as in the test above: what the first chunk's output may depend on
     changed = x.clone()
@@ -140,9 +144,10 @@ def test_a_deeper_layer_hears_no_more_than_the_window() -> None:
 
 
 @pytest.mark.parametrize("recurrent_layers", [1, 3])
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("cut", CUTS)
-def test_padding_and_neighbours_change_nothing(cut: Chunking | None, recurrent_layers: int) -> None:
-    model = network(cut, recurrent_layers=recurrent_layers)
+def test_padding_and_neighbours_change_nothing(cut: Chunking | None, recurrent_layers: int, cell: str) -> None:
+    model = network(cut, recurrent_layers=recurrent_layers, cell=cell)
     x = speech(40, batch=3)
     lengths = torch.tensor([40, 17, 1])
     together, frames = model(x, lengths, cut)
@@ -208,6 +213,8 @@ def test_the_frame_rate() -> None:
         ({"width": 0}, "width is 0"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"normalisation": "batch"}, "Select one of"),
+        ({"cell": "lstm"}, "Select one of"),
+        ({"recurrent_layers": 0}, "recurrent_layers is 0"),
         ({"chunk": 0}, "chunk of 0"),
         ({"chunk": 4, "right": -1}, "right context -1"),
     ],

@@ -141,10 +141,20 @@ if NativeInt8Product.supported():  # nothing to test elsewhere: torch's products
             torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # a step of rounding, carried on
 
 
-def network(normalisation: str = "none", chunk: int | None = 4, width: int = 96) -> DeepSpeech:
+def network(
+    normalisation: str = "none", chunk: int | None = 4, width: int = 96, layers: int = 1, cell: str = "clipped-relu"
+) -> DeepSpeech:
     torch.manual_seed(0)
     config = DeepSpeechConfig(
-        features=5, symbols=6, width=width, context=3, normalisation=normalisation, chunk=chunk, right=3 if chunk else 0
+        features=5,
+        symbols=6,
+        width=width,
+        context=3,
+        normalisation=normalisation,
+        recurrent_layers=layers,
+        cell=cell,
+        chunk=chunk,
+        right=3 if chunk else 0,
     )
     return DeepSpeech(config).eval().requires_grad_(False)
 
@@ -168,10 +178,13 @@ def test_a_stream_is_not_changed_by_its_company(normalisation: str, name: str) -
     torch.testing.assert_close(among, alone, rtol=0, atol={"fp32": 1e-5, "bf16": 0.05, "int8": 1e-4}[name])
 
 
-@pytest.mark.parametrize("normalisation", ["none", "layer"])
+@pytest.mark.parametrize(
+    ("normalisation", "layers", "cell"),
+    [("none", 1, "clipped-relu"), ("layer", 1, "clipped-relu"), ("layer", 3, "clipped-relu"), ("layer", 2, "gated")],
+)
 @pytest.mark.parametrize("name", available())
-def test_packed_networks_are_near_the_trained_one(normalisation: str, name: str) -> None:
-    model = network(normalisation)
+def test_packed_networks_are_near_the_trained_one(normalisation: str, name: str, layers: int, cell: str) -> None:
+    model = network(normalisation, layers=layers, cell=cell)
     features = [random(40, 5, seed=seed) for seed in range(3)]
     for found, expected in zip(heard(for_streaming(model, name), features), heard(model, features), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol={"fp32": 1e-5, "bf16": 0.05, "int8": 0.15}[name])

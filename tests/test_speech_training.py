@@ -229,6 +229,7 @@ def test_more_layers_begin_with_the_weights_of_fewer(
     ("more", "text"),
     [
         (["--chunked-share", "0.5", "--chunk", "0"], "chunk of 0"),
+        (["--model-parallel", "--cell", "gated"], "--model-parallel splits the cell 'clipped-relu' only"),
         (["--longest", "0.01"], "none of the 4 training utterances"),
         (["--validation", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
     ],

@@ -9,7 +9,7 @@ from torch import Tensor
 from asr_server import bundle
 from asr_server.alphabet import Alphabet
 from asr_server.features import FeatureConfig
-from asr_server.model import NORMALISATIONS, DeepSpeechConfig
+from asr_server.model import CELLS, NORMALISATIONS, DeepSpeechConfig
 from training.augment import AugmentOptions
 from training.recognition import find_bundle
 from training.speech_data import DataOptions, SpeechData, statistics
@@ -153,6 +153,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--recurrent-layers", type=int, default=config.recurrent_layers, help="more is Deep Speech 2; default: 1"
     )
+    network.add_argument("--cell", choices=CELLS, default=config.cell, help="default: %(default)s")
     network.add_argument("--chunk", type=int, help="output frames of a streaming chunk; default: wait for the end")
     network.add_argument("--right", type=int, default=config.right, help="its right context; default: %(default)s")
     network.add_argument("--chunked-share", type=float, default=0.0, help="share of the steps trained in chunks")
@@ -178,6 +179,10 @@ def _add_optimiser_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_config(args: argparse.Namespace) -> DeepSpeechConfig:
+    if args.model_parallel and args.cell == "gated":
+        raise ValueError(
+            "--model-parallel splits the cell 'clipped-relu' only; 'gated' is trained with data parallelism"
+        )
     if args.chunked_share and args.chunk is None:
         raise ValueError(f"--chunked-share {args.chunked_share} needs --chunk: how many frames a chunk has")
     return DeepSpeechConfig(
@@ -187,6 +192,7 @@ def _model_config(args: argparse.Namespace) -> DeepSpeechConfig:
         dropout=args.dropout,
         normalisation=args.normalisation,
         recurrent_layers=args.recurrent_layers,
+        cell=args.cell,
         chunk=args.chunk,
         right=args.right,
     )

@@ -68,6 +68,10 @@ def split_forward(
 
     Both ranks get the whole result, equal to a single rank's to rounding. Dropout draws for each half by itself.
     """
+    if model.gated:
+        raise ValueError(
+            "utterances are split in time for the cell 'clipped-relu' only: train 'gated' with data parallelism"
+        )
     frames = -(-features.shape[1] // model.config.stride)
     middle = mid_point(frames, chunking)
     begin, end = (0, middle) if pair.first else (middle, frames)

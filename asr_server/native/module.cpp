@@ -19,6 +19,7 @@
 
 #include "bf16_recurrence.hpp"
 #include "byte_matrix.hpp"
+#include "scan.hpp"
 #include "search.hpp"
 
 namespace nb = nanobind;
@@ -193,6 +194,38 @@ void bf16_recur_backward_arrays(const Tensor<const float, 3>& outer, const Tenso
     bf16_recur_backward(shape, outer.data(), weight.data(), states.data(), inner.data());
 }
 
+// (frames, batch, width) for all of them, (batch, width) for the states before the first frame.
+ScanShape scan_shape(const std::vector<Tensor<const float, 3>>& arrays, const std::vector<Tensor<const float, 2>>& edges,
+                     bool reverse, size_t threads) {
+    const auto& first = arrays.front();
+    for (const auto& array : arrays)
+        for (size_t i = 0; i < 3; ++i)
+            if (array.shape(i) != first.shape(i)) throw std::invalid_argument("a scan's arrays have different shapes");
+    for (const auto& edge : edges)
+        if (edge.shape(0) != first.shape(1) || edge.shape(1) != first.shape(2))
+            throw std::invalid_argument("a scan's states before the first frame are (batch, width)");
+    return {first.shape(0), first.shape(1) * first.shape(2), reverse, threads};
+}
+
+void scan_arrays(const Tensor<const float, 3>& inputs, const Tensor<const float, 3>& kept,
+                 const Tensor<const float, 2>& initial, bool reverse, size_t threads, const Tensor<float, 3>& states) {
+    const ScanShape shape = scan_shape({inputs, kept, Tensor<const float, 3>(states)}, {initial}, reverse, threads);
+    const nb::gil_scoped_release release;
+    scan(shape, inputs.data(), kept.data(), initial.data(), states.data());
+}
+
+void scan_backward_arrays(const Tensor<const float, 3>& outer, const Tensor<const float, 3>& kept,
+                          const Tensor<const float, 2>& initial, const Tensor<const float, 3>& states, bool reverse,
+                          size_t threads, const Tensor<float, 3>& inner, const Tensor<float, 3>& kept_gradient,
+                          const Tensor<float, 2>& initial_gradient) {
+    const ScanShape shape = scan_shape(
+        {outer, kept, states, Tensor<const float, 3>(inner), Tensor<const float, 3>(kept_gradient)},
+        {initial, Tensor<const float, 2>(initial_gradient)}, reverse, threads);
+    const nb::gil_scoped_release release;
+    scan_backward(shape, outer.data(), kept.data(), initial.data(), states.data(), inner.data(), kept_gradient.data(),
+                  initial_gradient.data());
+}
+
 }  // namespace
 
 NB_MODULE(core, module) {
@@ -273,6 +306,9 @@ NB_MODULE(core, module) {
             nb::arg(), nb::arg().none(), nb::arg())
         .def("multiply", &multiply, nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert())
         .def("recur", &recur, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
+    module.def("scan", &scan_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
+    module.def("scan_backward", &scan_backward_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+               nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
     module.def("bf16_supported", &bf16_supported);
     module.def("bf16_recur", &bf16_recur_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
                nb::arg().noconvert());
