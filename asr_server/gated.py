@@ -5,8 +5,8 @@
 
 The recurrence of Bradbury et al. 2016 (QRNN, arXiv 1611.01576) and Lei et al. 2018 (SRU, arXiv 1709.02755), in the
 place of the one in Deep Speech 2's gated networks (Amodei et al. 2015): no product waits for the frame before, so all
-products of an utterance are one, and a state cannot run away, because it is an average of what was heard. Directions are
-summed, as in Deep Speech.
+products of an utterance are one, and a state cannot run away, because it is an average of what was heard. The
+directions are summed, as in Deep Speech.
 
 Dimension letters: B batch, H hidden, K chunks, W frames of a window: a chunk and its right context.
 """

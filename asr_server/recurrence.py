@@ -50,7 +50,7 @@ def recur(
 
 def scan(inputs: Tensor, kept: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
     """c_t = kept_t c_{t-1} + inputs_t, unit by unit: (T, B, H) twice and (B, H) -> states (T, B, H)."""
-    return cast(Tensor, _Scan.apply(inputs, kept, initial, reverse))
+    return cast(Tensor, _Scan.apply(inputs, kept, initial.to(inputs.dtype), reverse))
 
 
 def recur_by_frames(

@@ -8,6 +8,7 @@ the ones in progress may end.
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
+import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -46,6 +48,11 @@ from asr_server.token_file import TokenFile
 from asr_server.tracing import make_tracer
 from asr_server.transport import bind
 from asr_server.wire import speech_pb2
+from vision_zoo import inference_service, label_detection
+from vision_zoo.inference_service import InferenceService
+from vision_zoo.intake import Intake
+from vision_zoo.label_detection import LabelDetection
+from vision_zoo.repository import Repository
 from vision_zoo.service import VisionService
 from vision_zoo.wire import vision_pb2
 
@@ -53,13 +60,18 @@ SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
 OPERATION_SERVICES = (operations_service.SERVICE_NAME, operations_service.GOOGLE_SERVICE_NAME)
 RIVA_SERVICES = (riva_service.SERVICE_NAME, riva_service.RIVA_SERVICE_NAME)
 SPEECH_SERVICES = (service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME, *RIVA_SERVICES)
-HEALTHY = ("", *SPEECH_SERVICES, *OPERATION_SERVICES, vision_zoo.service.SERVICE_NAME)  # "" is the server as a whole
+ANNOTATION_SERVICES = (label_detection.SERVICE_NAME, label_detection.GOOGLE_SERVICE_NAME)
+VISION_SERVICES = (vision_zoo.service.SERVICE_NAME, inference_service.SERVICE_NAME, *ANNOTATION_SERVICES)
+HEALTHY = ("", *SPEECH_SERVICES, *OPERATION_SERVICES, *VISION_SERVICES)  # "" is the server as a whole
 SERVICES = (  # for reflection
     service.SERVICE_NAME,
     operations_service.SERVICE_NAME,
     riva_service.SERVICE_NAME,
     vision_zoo.service.SERVICE_NAME,
+    inference_service.SERVICE_NAME,
+    label_detection.SERVICE_NAME,
 )
+VERSION = importlib.metadata.version("earsight")
 _M_ARENA_MAX = -8  # of mallopt, in malloc.h
 # Calls that arrive while gRPC begins to stop end with CANCELLED now and then; until then our own answer is UNAVAILABLE.
 _NOTICE_SECONDS = 0.3
@@ -116,7 +128,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         )
         await asyncio.to_thread(reloader.begin)
         _check_default(options.default_model, catalogue)
-        vision = VisionService(await asyncio.to_thread(vision_zoo.service.load_classifiers, folders))
+        vision = VisionService(await asyncio.to_thread(Repository.load_all, folders))
         stack.enter_context(closing(vision))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
         if not models.speech_models + models.vision_models:
@@ -132,6 +144,11 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         operations_service.add_to_server(OperationsService(long_running), server)
         riva_service.add_to_server(RivaService(catalogue, gate), server)
         vision_zoo.service.add_to_server(vision, server)
+        decoders = stack.enter_context(ThreadPoolExecutor(2, "image", torch.set_num_threads, (1,)))
+        intake = Intake(decoders)
+        inference = InferenceService(vision.repository, intake, version=VERSION)
+        inference_service.add_to_server(inference, server)
+        label_detection.add_to_server(LabelDetection(vision.repository, intake), server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         health_pb2_grpc.add_HealthServicer_to_server(state, server)
         await _set(state, HEALTHY, serving=False)
@@ -142,11 +159,13 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             for engine in catalogue:
                 await asyncio.to_thread(_warm_up, engine)
             await _set(state, HEALTHY, serving=True)
+            inference.ready = True
             ready.set()
             watching = asyncio.create_task(watch(reloader, options.reload_seconds, wake or asyncio.Event()))
             stack.push_async_callback(_cancelled, watching)
             yield models
         finally:
+            inference.ready = False
             await state.enter_graceful_shutdown()
             gate.draining = True
             await asyncio.sleep(_NOTICE_SECONDS)
@@ -201,6 +220,8 @@ def _methods() -> Mapping[str, Any]:
         **dict.fromkeys((service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME), speech),
         **dict.fromkeys(OPERATION_SERVICES, operations_service.DESCRIPTOR),
         **dict.fromkeys(RIVA_SERVICES, riva_service.DESCRIPTOR),
+        inference_service.SERVICE_NAME: inference_service.DESCRIPTOR,
+        **dict.fromkeys(ANNOTATION_SERVICES, label_detection.DESCRIPTOR),
         vision_zoo.service.SERVICE_NAME: vision_pb2.DESCRIPTOR.services_by_name["Vision"],
         health.SERVICE_NAME: health_pb2.DESCRIPTOR.services_by_name["Health"],
         reflection.SERVICE_NAME: reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Python package -> folders of .proto files.
 PACKAGES = {
     "asr_server/wire": ("protos/earsight/speech/v1", "protos/earsight/longrunning/v1", "protos/earsight/riva/v1"),
-    "vision_zoo/wire": ("protos/earsight/vision/v1",),
+    "vision_zoo/wire": ("protos/earsight/vision/v1", "protos/earsight/annotation/v1", "protos/inference"),
 }
 
 

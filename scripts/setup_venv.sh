@@ -24,7 +24,7 @@ show_progress() {
 }
 
 if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-    --constraint constraints.txt --editable '.[dev,microphone,tracing,train,benchmarks]' 2>&1 | tee "$log" | show_progress; then
+    --constraint constraints.txt --editable '.[dev,microphone,tracing,keras,train,benchmarks]' 2>&1 | tee "$log" | show_progress; then
     tail -n 20 "$log" >&2
     echo "error: pip could not install the packages; the lines above say why, and all of it is in $log" >&2
     exit 1

@@ -65,6 +65,18 @@ def test_units_remember_for_different_times_at_first() -> None:
     assert 30 < float(frames.max()) < 61
 
 
+def test_a_layer_trains_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer = GatedLayer(16, 0.1)
+    inputs = numbers(7, 2, 3, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        start = layer.project(inputs[0, 0]).new_zeros(3, 16)  # as the network makes it: of the lower precision
+        outputs, carried = layer(inputs, torch.ones(7, 2, 3, 1), start, 3, True)
+    (outputs.float().sum() + carried.sum()).backward()
+    assert outputs.shape == inputs.shape
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in layer.parameters())
+
+
 def test_dropout_takes_whole_units() -> None:
     torch.manual_seed(0)
     layer = GatedLayer(16, 0.5)

@@ -32,6 +32,8 @@ GRPC_FILES = {
     "cli.py",
     "smoke.py",
     "healthcheck.py",
+    "inference_service.py",
+    "label_detection.py",
 }
 GRPC_NAMES = {"grpc", "grpc_health", "grpc_reflection", "grpc_status"}
 LIGHTNING_NAMES = {"pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "torchmetrics"}
@@ -114,7 +116,7 @@ def requirements(*extras: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("packages", "extras"),
-    [(("asr_server", "vision_zoo"), ("microphone", "tracing")), (("training",), ("train",))],
+    [(("asr_server", "vision_zoo"), ("microphone", "tracing", "keras")), (("training",), ("train",))],
     ids=["serving", "training"],
 )
 def test_every_import_is_declared(packages: tuple[str, ...], extras: tuple[str, ...]) -> None:
@@ -132,4 +134,4 @@ def test_every_requirement_is_pinned_once() -> None:
     assert len(pins) == len(lines)
     assert [version for version in pins.values() if not re.fullmatch(r"[0-9][0-9a-z.]*", version)] == []
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
-    assert set(requirements("microphone", "tracing", "train", "benchmarks", "dev")) - pinned == set()
+    assert set(requirements("microphone", "tracing", "keras", "train", "benchmarks", "dev")) - pinned == set()

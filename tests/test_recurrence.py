@@ -67,10 +67,12 @@ def test_autocast_rounds_the_operands_and_nothing_else(size: tuple[int, int, int
 def test_gradients_are_near_those_of_full_precision(reverse: bool) -> None:
     size = (12, 5, 48)
     found = []
-    for step in (in_bfloat16, lambda *args: recur(*args[:4], reverse=args[4])):
-        tensors = [tensor.requires_grad_() for tensor in problem(*size)]
-        step(*tensors, 1e4, reverse).sum().backward()  # so high a clip that few gates can differ
-        found.append([tensor.grad for tensor in tensors])
+    for rounds in (True, False):
+        inputs, weight, initial = (tensor.requires_grad_() for tensor in problem(*size))
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounds):
+            states = recur(inputs, weight, initial, 1e4, reverse=reverse)  # so high a clip that few gates can differ
+        states.sum().backward()
+        found.append([tensor.grad for tensor in (inputs, weight, initial)])
     for ours, exact in zip(*found, strict=True):
         assert ours is not None
         assert exact is not None

@@ -177,8 +177,9 @@ def _heard(channel: grpc.Channel) -> bool:
 def test_a_late_engine_takes_no_new_calls(channel: grpc.Channel, steps: Steps) -> None:
     """Refused while the step is still in hand, so at once; who is in finishes."""
     steps.door.clear()
-    first, second = Caller(channel, "go north"), Caller(channel, "it's here")
+    first = Caller(channel, "go north")
     assert steps.begun.wait(LONG)
+    second = Caller(channel, "it's here")  # too late for the first's step
     eventually(lambda: status(channel, iter([])) is Code.RESOURCE_EXHAUSTED)  # the second has become late
     assert len(steps.taken) == 1
     steps.door.set()

@@ -9,7 +9,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from vision_zoo.batcher import Batcher, BatchOptions, QueueFullError
+from vision_zoo.batcher import Arrivals, Batcher, BatchOptions, ExpiredError, QueueFullError, Urgency
+from vision_zoo.statistics import Statistics
 
 WAIT = 20.0
 
@@ -89,7 +90,7 @@ def test_a_batch_of_cancelled_items_is_not_run(gate: Gate, batcher: Batcher[int,
     gate.wait_inside()
     assert all(batcher.submit(item).cancel() for item in (1, 2))
     gate.open()
-    while batcher._queue.qsize():
+    while batcher.waiting:
         time.sleep(0.001)
     last = batcher.submit(7)
     gate.open()
@@ -112,7 +113,7 @@ def test_the_delay_gathers_company() -> None:
         batches.append(len(items))
         return items
 
-    batcher = Batcher(run, BatchOptions(max_batch=4, max_delay=1.0, capacity=8))
+    batcher = Batcher(run, BatchOptions(max_batch=4, max_delay=1.0, capacity=8, adaptive=False))
     start = time.monotonic()
     futures = [batcher.submit(item) for item in range(4)]
     assert [future.result(WAIT) for future in futures] == [0, 1, 2, 3]
@@ -173,3 +174,58 @@ def test_many_threads_get_their_own_answers() -> None:
 def test_wrong_options_name_the_rule(options: tuple[int, float, int], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         BatchOptions(*options)
+
+
+def test_the_most_urgent_run_first_and_equals_in_their_order(gate: Gate, batcher: Batcher[int, int]) -> None:
+    batcher.submit(0)
+    gate.wait_inside()
+    priorities = {1: 0, 2: -5, 3: 7, 4: 0, 5: 7}
+    futures = [batcher.submit(item, Urgency(priority)) for item, priority in priorities.items()]
+    gate.open(3)
+    assert [future.result(WAIT) for future in futures] == [1, 4, 9, 16, 25]
+    assert gate.batches == [[0], [3, 5, 1], [4, 2]]
+
+
+def test_what_has_expired_is_never_run_and_makes_room(gate: Gate) -> None:
+    statistics = Statistics()
+    batcher = Batcher(gate.run, BatchOptions(max_batch=3, max_delay=0.0, capacity=2), observer=statistics)
+    batcher.submit(0)
+    gate.wait_inside()
+    late, good = batcher.submit(1, Urgency(deadline=time.monotonic())), batcher.submit(2)
+    more = batcher.submit(3)  # the queue was full, but for what cannot run any more
+    with pytest.raises(QueueFullError):
+        batcher.submit(4)
+    gate.open(2)
+    assert (good.result(WAIT), more.result(WAIT)) == (4, 9)
+    with pytest.raises(ExpiredError, match="deadline passed in the queue"):
+        late.result(WAIT)
+    batcher.close()
+    assert gate.batches == [[0], [2, 3]]
+    totals = statistics.totals
+    assert (totals.succeeded, totals.expired, totals.refused, totals.executions) == (3, 1, 1, 2)
+    assert totals.batches == {1: 1, 2: 1}
+    metrics = totals.as_metrics()
+    assert metrics["nv_inference_request_success"] == 3 and metrics["nv_inference_request_failure"] == 2
+    assert metrics["nv_inference_queue_duration_us"] > 0
+
+
+def test_waiting_for_company_follows_the_pace_of_arrivals() -> None:
+    arrivals = Arrivals()
+    assert arrivals.worth_waiting_until(9.0) == 9.0, "nothing is known yet"
+    arrivals.note(0.0)
+    arrivals.note(0.5)
+    assert arrivals.worth_waiting_until(0.6) == 0.5, "the next is expected at 1.0, after the budget: run now"
+    assert arrivals.worth_waiting_until(1.2) == 1.2, "it is expected within the budget, which is all of it"
+    assert arrivals.worth_waiting_until(9.0) == 2.0, "three gaps without anybody: the burst is over"
+    arrivals.note(100.5)  # a pause counts for a second
+    assert arrivals.worth_waiting_until(200.0) == pytest.approx(100.5 + 3 * (0.8 * 0.5 + 0.2 * 1.0))
+
+
+def test_an_idle_server_does_not_wait_for_company() -> None:
+    """With a budget of a second, one caller after the other would otherwise take a second each."""
+    batcher: Batcher[int, int] = Batcher(lambda items: items, BatchOptions(max_delay=1.0))
+    batcher._arrivals.note(time.monotonic() - 900)
+    batcher._arrivals.note(time.monotonic() - 450)
+    batches_begin = batcher._arrivals.worth_waiting_until(time.monotonic() + 0.5)
+    assert batches_begin < time.monotonic()
+    batcher.close()

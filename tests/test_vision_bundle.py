@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.vision_fixtures import COLOURS, TINY
 from vision_zoo import bundle
@@ -169,7 +170,38 @@ def test_saving_checks_before_it_writes(tmp_path: Path) -> None:
         save(tmp_path / "a", model, labels=("red",))
     with pytest.raises(BundleError, match="neither a NASNet nor a model of timm"):
         save(tmp_path / "a", torch.nn.Linear(3, 3))
-    other = NASNet(TINY, Genotype(NASNET_A.normal, replace(NASNET_A.reduction, output=(3, 4, 5))))
-    with pytest.raises(BundleError, match="genotype has no name"):
-        save(tmp_path / "a", other)
+    with pytest.raises(BundleError, match=r"temperature 0\.0 must be above 0"):
+        save(tmp_path / "a", model, temperature=0)
     assert not (tmp_path / "a").exists()
+
+
+def test_a_genotype_without_a_name_is_kept_as_data(tmp_path: Path) -> None:
+    cells = Genotype(NASNET_A.normal, replace(NASNET_A.reduction, output=(3, 4, 5)))
+    model = NASNet(TINY, cells)
+    loaded = save(tmp_path / "a", model)
+    assert isinstance(loaded.model, NASNet) and loaded.model.genotype == cells
+
+
+def test_temperature_and_hashes_are_kept(saved: Path, tmp_path: Path) -> None:
+    loaded = bundle.load(saved)
+    assert loaded.temperature == 1.0 and len(loaded.weights_sha256) == 64
+    assert loaded.weights_sha256 == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    edit(saved, lambda d: d.update(temperature=2))
+    assert bundle.load(saved).temperature == 2.0
+    edit(saved, lambda d: [d.pop(key) for key in ("temperature", "weights_sha256")])
+    older = bundle.load(saved)  # written before there were these keys
+    assert (older.temperature, older.weights_sha256) == (1.0, loaded.weights_sha256)
+
+
+def test_weights_that_are_not_the_bundles_are_refused(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    weights = load_file(file)
+    weights["classifier.bias"] += 1
+    save_file(weights, file)
+    with pytest.raises(BundleError, match="one of the two is damaged"):
+        bundle.load(saved)
+
+
+def test_the_identity_of_preprocessing_is_its_content() -> None:
+    assert PREPROCESSING.identity == replace(PREPROCESSING).identity
+    assert PREPROCESSING.identity != replace(PREPROCESSING, size=17).identity

@@ -69,7 +69,7 @@ def test_company_in_the_batch_changes_nothing() -> None:
     network = NASNet(replace(TINY, filters=48))
     bundle = replace(colour_bundle(model=network), preprocessing=Preprocessing(size=32))
     alone = Classifier(bundle, BatchOptions(max_batch=1, max_delay=0.0))
-    together = Classifier(bundle, BatchOptions(max_batch=8, max_delay=0.5))
+    together = Classifier(bundle, BatchOptions(max_batch=8, max_delay=0.5, adaptive=False))
     files = [encoded(noise(20 + index, 30), "PNG") for index in range(7)]
     single = [[each.probability for each in of] for of in alone.classify(files)]
     batched = [[each.probability for each in of] for of in together.classify(files)]

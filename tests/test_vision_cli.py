@@ -14,7 +14,6 @@ import grpc.aio
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 from tests.test_vision_bundle import save
 from tests.vision_fixtures import COLOURS, PIXELS, TINY, colour_bundle, encoded, noise, picture
@@ -29,12 +28,13 @@ from vision_zoo.transforms import Preprocessing
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that always answers green: its classifier has only a bias."""
     folder = tmp_path_factory.mktemp("models")
-    save(folder / "greens", NASNet(TINY), name="greens", preprocessing=Preprocessing(size=16))
-    file = folder / "greens" / "model.safetensors"
-    weights = load_file(file)
-    weights["classifier.weight"].zero_()
-    weights["classifier.bias"] = torch.tensor([0.0, 2.0, 1.0])
-    save_file(weights, file)
+    network = NASNet(TINY)
+    with torch.no_grad():
+        head = network.get_classifier()
+        assert isinstance(head, torch.nn.Linear)
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 2.0, 1.0]))
+    save(folder / "greens", network, name="greens", preprocessing=Preprocessing(size=16))
     return folder
 
 
@@ -133,6 +133,15 @@ def test_a_server_is_asked_in_one_stream(
     captured = capsys.readouterr()
     assert [line.split()[:2] for line in captured.out.splitlines()] == [[f"{photo}:", "red"]] * 2
     assert f"error: {missing}: No such file" in captured.err and f"error: {bad}: these bytes" in captured.err
+
+
+def test_register_says_why_a_server_takes_nothing(
+    address: str, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["register", "--server", address, str(models / "greens")]) == 1
+    assert "PERMISSION_DENIED: this server takes no bundles" in capsys.readouterr().err
+    assert cli.main(["register", "--server", address, str(tmp_path)]) == 1
+    assert "is no bundle: it has no bundle.json" in capsys.readouterr().err
 
 
 # Evaluation

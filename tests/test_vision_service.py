@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ from tests.vision_fixtures import COLOURS, MeanColour, colour_bundle, picture
 from vision_zoo import service
 from vision_zoo.batcher import BatchOptions
 from vision_zoo.classifier import Classifier
+from vision_zoo.registration import Registry
+from vision_zoo.repository import Repository
 from vision_zoo.service import Limits, VisionService
 from vision_zoo.wire import vision_pb2 as pb
 from vision_zoo.wire.vision_pb2_grpc import VisionStub
@@ -43,10 +46,16 @@ class Gated(nn.Module):
 
 
 @asynccontextmanager
-async def serving(*classifiers: Classifier, limits: Limits | None = None) -> AsyncIterator[Any]:
+async def serving(
+    *classifiers: Classifier,
+    limits: Limits | None = None,
+    repository: Repository | None = None,
+    folder: Path | None = None,
+) -> AsyncIterator[Any]:
     """-> a stub of a server with these models."""
     server = grpc.aio.server()
-    vision = VisionService(classifiers, limits)
+    repository = repository or Repository.of(classifiers)
+    vision = VisionService(repository, limits, Registry(folder, repository) if folder else None)
     service.add_to_server(vision, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -211,7 +220,7 @@ def test_images_of_one_stream_and_concurrent_calls_share_batches() -> None:
             await asyncio.to_thread(model.entered.wait, WAIT)
             stream = asyncio.ensure_future(collect(stub.ClassifyStream(iter([request(str(i)) for i in range(4)]))))
             calls = [asyncio.ensure_future(stub.Classify(pb.ClassifyRequest(image=picture(c)))) for c in COLOURS]
-            while classifier._batcher._queue.qsize() < 7:
+            while classifier.waiting < 7:
                 await asyncio.sleep(0.005)
             model.gate.set()
             await first
@@ -233,7 +242,7 @@ def test_too_many_calls_are_refused_and_streams_wait_instead() -> None:
     async def work() -> None:
         async with serving(classifier, limits=Limits(images=2)) as stub:
             held = [asyncio.ensure_future(stub.Classify(pb.ClassifyRequest(image=picture()))) for _ in range(2)]
-            while classifier._batcher._queue.qsize() < 1 or not model.entered.is_set():
+            while classifier.waiting < 1 or not model.entered.is_set():
                 await asyncio.sleep(0.005)
             with pytest.raises(grpc.aio.AioRpcError, match="2 images are in work already") as caught:
                 await stub.Classify(pb.ClassifyRequest(image=picture()))
@@ -258,9 +267,9 @@ def test_a_cancelled_call_is_not_run_and_frees_its_place() -> None:
             second = stub.Classify(pb.ClassifyRequest(image=picture()))
             stream = stub.ClassifyStream(iter([request("x")]))
             reading = asyncio.ensure_future(collect(stream))
-            while classifier._batcher._queue.qsize() < 2:
+            while classifier.waiting < 2:
                 await asyncio.sleep(0.005)
-            waiting = [entry[1] for entry in classifier._batcher._queue.queue if entry is not None]
+            waiting = [entry.future for _, _, entry in classifier._batcher._heap]
             second.cancel()
             stream.cancel()
             while not all(future.cancelled() for future in waiting):

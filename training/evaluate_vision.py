@@ -1,4 +1,7 @@
-"""`python -m training.evaluate vision`: how often a bundle is right on a folder of labelled images.
+"""`python -m training.evaluate vision`: how often a bundle is right on labelled images, and a report on how it errs.
+
+python -m training.evaluate vision --bundle nasnet-a-cifar10 --data cifar10/test --json
+python -m training.evaluate vision --bundle runs/vision/bundle --data test.csv --report runs/vision/report
 
 Files take the serving path: the same decoder, the same preprocessing, the bundle as it is.
 Dimension letters: B batch, S side of the input, K classes.
@@ -18,11 +21,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from training import vision_report
+from training.vision_figures import Answers
+from training.vision_files import ImageFiles, read_files
 from vision_zoo import bundle, images
 from vision_zoo.bundle import VisionBundle
 from vision_zoo.transforms import normalise, resize_and_crop
-
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Figures:
-    """top1 and top5 in percent; seconds of wall time for decoding and the network together."""
+    """top1 and top5 in percent; seconds of wall time for decoding and the network together.
+
+    ece: expected calibration error, 0 to 1, of the probabilities as they are served, at `temperature`.
+    """
 
     top1: float
     top5: float
@@ -45,12 +52,18 @@ class Figures:
     parameters: int
     flip: bool
     bundle: str
+    ece: float
+    temperature: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", required=True, help="a bundle's folder, or the name of a shipped one")
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="one folder of images per class, named as the labels"
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR|CSV",
+        help="one folder of images per class, named as the labels, or a table with the columns path and label",
     )
     parser.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode (default: %(default)s)")
@@ -58,17 +71,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flip", action="store_true", help="average the probabilities of each image and its mirror image"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write pictures, tables and a page to this folder")
+    parser.add_argument("--worst", type=int, default=24, help="images on the contact sheet (default: %(default)s)")
+    parser.add_argument("--curves", type=Path, metavar="DIR", help="the training's --out, for its curves in the report")
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.batch_size < 1 or args.workers < 1:
-        raise ValueError(f"--batch-size {args.batch_size} and --workers {args.workers} must be at least 1")
+    if args.batch_size < 1 or args.workers < 1 or args.worst < 1:
+        raise ValueError(
+            f"--batch-size {args.batch_size}, --workers {args.workers} and --worst {args.worst} must be at least 1"
+        )
     loaded = bundle.load(find_bundle(args.bundle))
-    figures = evaluate(loaded, samples(args.data, loaded.labels), args.batch_size, args.workers, args.flip)
+    start = time.perf_counter()
+    answers = answer(loaded, read_files(args.data, loaded.labels), args.batch_size, args.workers, args.flip)
+    figures = measure(loaded, answers, time.perf_counter() - start, args.flip)
     print(
         f"{figures.bundle}: top-1 {figures.top1:.2f} %, top-5 {figures.top5:.2f} % of {figures.images} images, "
-        f"{figures.images_per_second:.0f} images/s, {figures.parameters:,} parameters"
+        f"{figures.images_per_second:.0f} images/s, {figures.parameters:,} parameters, "
+        f"calibration error {figures.ece:.4f}"
     )
+    if args.report:
+        vision_report.write(answers, f"{loaded.name} on {args.data.name}", args.report, args.worst, args.curves)
+        print(f"wrote {args.report / 'report.html'}")
     if args.json:
         print(json.dumps(asdict(figures)))
 
@@ -85,60 +109,66 @@ def find_bundle(name: str) -> Path:
 
 
 def samples(data: Path, labels: tuple[str, ...]) -> list[Sample]:
-    """Every image under DATA/<label>/, the class folders matched to the labels by name."""
-    if not data.is_dir():
-        raise ValueError(f"data folder {data} does not exist")
-    folders = sorted(path for path in data.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if unknown := [folder.name for folder in folders if folder.name not in labels]:
-        raise ValueError(f"{data} has folders {unknown[:5]} that the bundle has no label for; its labels are {labels}")
-    found = [
-        Sample(path, labels.index(folder.name))
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in EXTENSIONS
-    ]
-    if not found:
-        raise ValueError(f"{data} holds no images; expected {data}/<label>/<image>, with labels {labels}")
-    return found
+    """Every image of `data`, with the index of its label. Raises ValueError."""
+    files = read_files(data, labels)
+    return [Sample(path, target) for path, target in zip(files.paths, files.targets, strict=True)]
+
+
+def evaluate(of: VisionBundle, found: list[Sample], batch_size: int, workers: int, flip: bool) -> Figures:
+    """Raises ValueError naming a file that cannot be decoded."""
+    files = ImageFiles(tuple(each.path for each in found), tuple(each.target for each in found), of.labels)
+    start = time.perf_counter()
+    answers = answer(of, files, batch_size, workers, flip)
+    return measure(of, answers, time.perf_counter() - start, flip)
 
 
 @torch.inference_mode()
-def evaluate(of: VisionBundle, found: list[Sample], batch_size: int, workers: int, flip: bool) -> Figures:
-    """Raises ValueError naming a file that cannot be decoded."""
-    start = time.perf_counter()
-    top1 = top5 = 0
-    with tqdm(total=len(found), unit="image", desc=of.name) as bar:
-        for pixels, targets in _batches(of, found, batch_size, workers):
-            ranked = _probabilities(of, pixels, flip).topk(min(5, len(of.labels))).indices  # (B, 5)
-            hits = ranked == targets[:, None]
-            top1 += int(hits[:, 0].sum())
-            top5 += int(hits.sum())
-            bar.update(len(targets))
-    seconds = time.perf_counter() - start
-    count = len(found)
-    rate = round(count / seconds, 1)
-    return Figures(100 * top1 / count, 100 * top5 / count, count, rate, round(seconds, 2), of.parameters, flip, of.name)
+def answer(of: VisionBundle, files: ImageFiles, batch_size: int, workers: int, flip: bool = False) -> Answers:
+    """What the bundle says of every file. Raises ValueError naming a file that cannot be decoded."""
+    found = []
+    with tqdm(total=len(files), unit="image", desc=of.name, disable=None) as bar:
+        for pixels in _batches(of, files, batch_size, workers):
+            found.append(_probabilities(of, pixels, flip).log().clamp_min(torch.finfo(torch.float32).min))
+            bar.update(len(pixels))
+    return Answers(files, torch.cat(found).clone(), of.temperature)
+
+
+def measure(of: VisionBundle, answers: Answers, seconds: float, flip: bool) -> Figures:
+    count = len(answers.files)
+    return Figures(
+        top1=answers.top(1),
+        top5=answers.top(5),
+        images=count,
+        images_per_second=round(count / seconds, 1),
+        seconds=round(seconds, 2),
+        parameters=of.parameters,
+        flip=flip,
+        bundle=of.name,
+        ece=answers.calibration_error(of.temperature),
+        temperature=of.temperature,
+    )
 
 
 def _probabilities(of: VisionBundle, pixels: Tensor, flip: bool) -> Tensor:
-    """uint8 (B, 3, S, S) -> (B, K)."""
+    """uint8 (B, 3, S, S) -> float64 (B, K), without the bundle's temperature."""
     x = normalise(pixels.to(memory_format=torch.channels_last), of.preprocessing)
-    probabilities: Tensor = of.model(x).softmax(dim=1)
-    return (probabilities + of.model(x.flip(3)).softmax(dim=1)) / 2 if flip else probabilities
+    probabilities: Tensor = of.model(x).double().softmax(dim=1)
+    return (probabilities + of.model(x.flip(3)).double().softmax(dim=1)) / 2 if flip else probabilities
 
 
-def _batches(of: VisionBundle, found: list[Sample], size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 (B, 3, S, S) and targets (B,); while the network works on one batch the next is being decoded."""
+def _batches(of: VisionBundle, files: ImageFiles, size: int, workers: int) -> Iterator[Tensor]:
+    """uint8 (B, 3, S, S); while the network works on one batch the next is being decoded."""
+    at_least = 2 * round(of.preprocessing.size / of.preprocessing.crop)  # as Classifier.read
 
-    def read(sample: Sample) -> Tensor:
+    def read(path: Path) -> Tensor:
         try:
-            return resize_and_crop(images.decode(sample.path.read_bytes()), of.preprocessing)
+            return resize_and_crop(images.decode(path.read_bytes(), at_least=at_least), of.preprocessing)
         except ValueError as error:
-            raise ValueError(f"{sample.path}: {error}") from error
+            raise ValueError(f"{path}: {error}") from error
 
-    groups = [found[start : start + size] for start in range(0, len(found), size)]
+    groups = [files.paths[start : start + size] for start in range(0, len(files), size)]
     with ThreadPoolExecutor(workers, "decode", torch.set_num_threads, (1,)) as pool:
-        ahead = [pool.submit(read, sample) for sample in groups[0]]
-        for group, following in zip(groups, [*groups[1:], []], strict=True):
-            current, ahead = ahead, [pool.submit(read, sample) for sample in following]
-            yield torch.stack([each.result() for each in current]), torch.tensor([each.target for each in group])
+        ahead = [pool.submit(read, path) for path in groups[0]]
+        for following in [*groups[1:], ()]:
+            current, ahead = ahead, [pool.submit(read, path) for path in following]
+            yield torch.stack([each.result() for each in current])

@@ -20,7 +20,7 @@ from asr_server.beam_search import DecodingOptions
 from asr_server.features import FeatureConfig, Features
 from asr_server.language_model import UNITS, LanguageModel
 from asr_server.model import DeepSpeech, DeepSpeechConfig
-from training import vision_export
+from training import portable_export, vision_export
 
 
 def read_checkpoint(path: Path) -> tuple[Features, DeepSpeech, Alphabet]:
@@ -76,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     vision = kinds.add_parser("vision", help="a checkpoint of training.fit vision")
     vision_export.add_arguments(vision)
     vision.set_defaults(run=vision_export.run)
+    portable = kinds.add_parser("vision-portable", help="a vision bundle as ONNX, torch.export or safetensors")
+    portable_export.add_arguments(portable)
+    portable.set_defaults(run=portable_export.run)
     speech = kinds.add_parser("speech", help="a Deep Speech checkpoint")
     speech.set_defaults(run=export_speech)
     speech.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="several: their weights' mean")

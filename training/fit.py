@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     recipes = parser.add_subparsers(dest="recipe", required=True, metavar="speech|vision")
     for name, module, summary in (
         ("speech", speech_recipe, "Deep Speech with CTC from manifests of transcribed audio"),
-        ("vision", vision_recipe, "NASNet-A from a folder of labelled images"),
+        ("vision", vision_recipe, "NASNet-A, or any timm model, from labelled images"),
     ):
         recipe = recipes.add_parser(name, help=summary, description=summary)
         module.add_arguments(recipe)

@@ -37,7 +37,8 @@ class StepSeed(pl.Callback):
 def add_trainer_arguments(parser: argparse.ArgumentParser, epochs: int) -> None:
     run = parser.add_argument_group("run")
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
-    run.add_argument("--epochs", type=int, default=epochs, help="passes over the training data (default: %(default)s)")
+    usual = "default: %(default)s" if epochs else "default: the recipe's"
+    run.add_argument("--epochs", type=int, default=epochs, help=f"passes over the training data ({usual})")
     run.add_argument("--resume", action="store_true", help=f"continue from DIR/{LAST} where it exists")
     run.add_argument("--seed", type=int, default=1, help="of weights, order and augmentation (default: %(default)s)")
     run.add_argument("--clip", type=float, default=5.0, help="largest gradient norm, 0 for none (default: %(default)s)")

@@ -1,28 +1,41 @@
-"""Labelled image folders for training: decoded once, kept in memory as uint8, cut into seeded batches.
+"""Seeded batches of labelled images: pixels decoded once with the serving decoder and kept in memory as uint8.
 
-Layout: FOLDER/<class>/<image>, as torchvision's ImageFolder. Dimension letters: B batch, S side of the input.
+Small images are kept as the network reads them, and augmentation belongs to the step (vision_module.py); photographs
+are kept larger and cropped at random as they are read (vision_photos.py).
+
+Dimension letters: B batch, N images, S side of the input.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 from tqdm import tqdm
 
 from training.trainer import rank_and_world
+from training.vision_files import ImageFiles
 from vision_zoo.images import decode
 from vision_zoo.transforms import Preprocessing, resize_and_crop
 
 MEMORY_LIMIT = 4 << 30  # bytes of pixels
+VALIDATION_BATCH = 256
+Batch = tuple[Tensor, Tensor]
+
+
+class Readable(Protocol):
+    """Images by index. What comes back depends on the epoch and the indices only."""
+
+    def __len__(self) -> int: ...
+    def read(self, epoch: int, indices: Tensor) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -33,44 +46,42 @@ class LabelledImages:
     targets: Tensor
     labels: tuple[str, ...]
 
-    def take(self, indices: Tensor) -> LabelledImages:
-        return LabelledImages(self.images[indices], self.targets[indices], self.labels)
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def read(self, epoch: int, indices: Tensor) -> Batch:
+        """The same in every epoch."""
+        return self.images[indices], self.targets[indices]
 
 
-def load_folder(folder: Path, preprocessing: Preprocessing) -> LabelledImages:
-    """Decodes every image with the serving path's decoder. ValueError names a folder or file that will not do."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; it must hold one folder of images per class")
+def read_image(path: Path, at_least: int) -> Tensor:
+    """-> uint8 (3, H, W), a JPEG shrunk as serving shrinks it; ValueError names the file."""
     try:
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise ValueError(f"{folder} must hold one folder of images per class: {error}") from None
+        return decode(path.read_bytes(), at_least=at_least)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_each(files: ImageFiles, place: Callable[[int, Path], None]) -> None:
+    """place(index, path) of every file, on several threads, with a bar."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = pool.map(place, range(len(files)), files.paths)
+        list(tqdm(found, "reading images", len(files), disable=None, unit="img"))
+
+
+def load_images(files: ImageFiles, preprocessing: Preprocessing) -> LabelledImages:
+    """Every image as the server would feed it to the network. ValueError names a file that will not do."""
     size = preprocessing.size
-    if (needed := len(found.samples) * 3 * size * size) > MEMORY_LIMIT:
-        raise ValueError(
-            f"{len(found.samples)} images of {size} pixels need {needed >> 20} MiB; at most {MEMORY_LIMIT >> 20}"
-        )
-    images = torch.empty(len(found.samples), 3, size, size, dtype=torch.uint8)
+    if (needed := len(files) * 3 * size * size) > MEMORY_LIMIT:
+        raise ValueError(f"{len(files)} images of {size} pixels need {needed >> 20} MiB; at most {MEMORY_LIMIT >> 20}")
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    at_least = 2 * round(size / preprocessing.crop)
 
-    def place(index: int) -> None:
-        path = Path(found.samples[index][0])
-        try:
-            pixels = decode(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        images[index] = resize_and_crop(pixels, preprocessing)
+    def place(index: int, path: Path) -> None:
+        images[index] = resize_and_crop(read_image(path, at_least), preprocessing)
 
-    with ThreadPoolExecutor() as pool:
-        list(tqdm(pool.map(place, range(len(images))), f"reading {folder.name}", len(images), disable=None, unit="img"))
-    return LabelledImages(images, torch.tensor(found.targets), tuple(found.classes))
-
-
-def hold_out(data: LabelledImages, count: int, seed: int) -> tuple[LabelledImages, LabelledImages]:
-    """-> (the rest, `count` images drawn by seed)."""
-    if not 0 < count < len(data.targets):
-        raise ValueError(f"--validation {count} must be above 0 and below the number of images, {len(data.targets)}")
-    order = torch.randperm(len(data.targets), generator=torch.Generator().manual_seed(seed))
-    return data.take(order[count:]), data.take(order[:count])
+    read_each(files, place)
+    return LabelledImages(images, torch.tensor(files.targets), files.labels)
 
 
 class SeededBatches:
@@ -106,27 +117,39 @@ class SeededBatches:
             yield order[start + self.rank : start + step : self.world]
 
 
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, data: LabelledImages) -> None:
+class EpochBatches(SeededBatches):
+    """Each batch with its epoch, because the data may be read in another process, which has no other way to know it."""
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:  # type: ignore[override]
+        return ((self.epoch, indices) for indices in super().__iter__())
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, data: Readable) -> None:
         self.data = data
 
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.data.images[indices], self.data.targets[indices]
+    def __getitem__(self, draw: tuple[int, Tensor]) -> Batch:
+        return self.data.read(*draw)
 
 
 class VisionData(pl.LightningDataModule):
-    """Batches of (images uint8 (B, 3, S, S), targets int64 (B,)). Augmentation belongs to the step, not to the data."""
+    """Batches of (images uint8 (B, 3, S, S), targets int64 (B,)). workers: processes that read, 0 for none."""
 
-    def __init__(self, train: LabelledImages, validation: LabelledImages, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, train: Readable, validation: LabelledImages, batch_size: int, seed: int, workers: int = 0
+    ) -> None:
         super().__init__()
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
+        self.workers = workers
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return self._loader(self.train, self.batch_size, shuffle=True)
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train, self.batch_size, shuffle=True, workers=self.workers)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        return self._loader(self.validation, 256, shuffle=False)
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.validation, VALIDATION_BATCH, shuffle=False, workers=0)
 
-    def _loader(self, data: LabelledImages, batch_size: int, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
-        batches = SeededBatches(len(data.targets), batch_size, self.seed, shuffle)
-        return DataLoader(_Batches(data), sampler=batches, batch_size=None)
+    def _loader(self, data: Readable, batch_size: int, shuffle: bool, workers: int) -> DataLoader[Batch]:
+        batches = EpochBatches(len(data), batch_size, self.seed, shuffle)
+        return DataLoader(
+            _Batches(data), sampler=batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0
+        )

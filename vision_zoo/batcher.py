@@ -1,31 +1,38 @@
 """Dynamic batching: concurrent requests share one call of the model.
 
-One thread runs the model. It takes the oldest waiting item, gathers more until the batch is full or `max_delay` has
-passed since it began to gather, and runs them together. While a batch runs, the next one collects in the queue, so
-under load batches fill by themselves and the delay costs only an idle server.
+One thread runs the model. It takes what waits, the most urgent first, and runs up to `max_batch` of it together. While
+a batch runs, the next one collects, so under load batches fill by themselves. An item that could run at once waits for
+company only while company can be expected (`Arrivals`) and never longer than the latency budget `max_delay`, counted
+from when it was submitted. What has been cancelled, or whose deadline has passed, is never run.
 """
 
 from __future__ import annotations
 
-import queue
+import heapq
+import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Dropped: TypeAlias = Literal["cancelled", "expired", "full"]
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """max_batch items run together; max_delay seconds are waited for company; capacity items may wait."""
+    """max_batch items run together; one waits at most max_delay seconds for company; capacity items may wait.
+
+    adaptive: wait only while the pace of the latest arrivals lets another be expected within the budget.
+    """
 
     max_batch: int = 16
     max_delay: float = 0.003
     capacity: int = 64
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.capacity < 1:
@@ -34,75 +41,198 @@ class BatchOptions:
             raise ValueError(f"max_delay {self.max_delay} must be 0 to 1 second")
 
 
+@dataclass(frozen=True)
+class Urgency:
+    """priority: larger runs first, equal ones in their order. deadline: time.monotonic() after which it is not run."""
+
+    priority: int = 0
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class BatchFacts:
+    """What one run cost: how long each item had waited, and how long the model took, in seconds."""
+
+    queued: tuple[float, ...]
+    run: float
+    failed: bool
+
+
+class Observer(Protocol):
+    """Told in the batcher's thread, `dropped("full")` in the caller's; must be quick and raise nothing."""
+
+    def ran(self, facts: BatchFacts) -> None: ...
+
+    def dropped(self, reason: Dropped) -> None: ...
+
+
 class QueueFullError(Exception):
     """As many items wait as the batcher may hold."""
+
+
+class ExpiredError(Exception):
+    """The deadline passed while the item waited; it was not run."""
+
+
+class Arrivals:
+    """The pace of arrivals: how long it is worth waiting for another one.
+
+    The usual gap is an exponential mean over about the last ten. Where three of them pass without an arrival, whoever
+    was to come in this burst has come. One gap counts for a second at most, so that a pause is soon forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+        self._gap: float | None = None
+
+    def note(self, now: float) -> None:
+        if self._last is not None:
+            gap = min(now - self._last, 1.0)
+            self._gap = gap if self._gap is None else 0.8 * self._gap + 0.2 * gap
+        self._last = now
+
+    def worth_waiting_until(self, budget_end: float) -> float:
+        """At most `budget_end`; before anything is known, just that."""
+        if self._last is None or self._gap is None:
+            return budget_end
+        if self._last + self._gap > budget_end:
+            return self._last
+        return min(budget_end, self._last + 3 * self._gap)
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    future: Future[Result]
+    urgency: Urgency
+    submitted: float
 
 
 class Batcher(Generic[Item, Result]):
     """run(items) -> one result for each, in order; always called from the one thread of this batcher."""
 
-    def __init__(self, run: Callable[[list[Item]], Sequence[Result]], options: BatchOptions, name: str = "") -> None:
-        self._run, self._options = run, options
-        # None ends the thread.
-        self._queue: queue.Queue[tuple[Item, Future[Result]] | None] = queue.Queue(options.capacity)
-        self._lock = threading.Lock()  # orders submit against close, so that nothing is queued behind the end
+    def __init__(
+        self,
+        run: Callable[[list[Item]], Sequence[Result]],
+        options: BatchOptions,
+        name: str = "",
+        observer: Observer | None = None,
+    ) -> None:
+        self._run, self._options, self._observer = run, options, observer
+        # (-priority, number, entry): numbers differ, so entries are never compared. Bounded by capacity.
+        self._heap: list[tuple[int, int, _Entry[Item, Result]]] = []
+        self._numbers = itertools.count()
+        self._arrivals = Arrivals()
+        self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name=f"batcher {name}", daemon=True)
         self._thread.start()
 
-    def submit(self, item: Item) -> Future[Result]:
+    @property
+    def waiting(self) -> int:
+        """Items that have not begun, cancelled ones among them."""
+        with self._changed:
+            return len(self._heap)
+
+    def submit(self, item: Item, urgency: Urgency | None = None) -> Future[Result]:
         """Queues one item. Cancelling the future before its batch starts keeps the item from being run.
 
-        Raises QueueFullError when `capacity` items wait, RuntimeError after close.
+        Raises QueueFullError when `capacity` items wait, RuntimeError after close. The future raises ExpiredError.
         """
-        future: Future[Result] = Future()
-        with self._lock:
+        urgency, now = urgency or Urgency(), time.monotonic()
+        entry: _Entry[Item, Result] = _Entry(item, Future(), urgency, now)
+        with self._changed:
             if self._closed:
                 raise RuntimeError("the batcher is closed")
-            try:
-                self._queue.put_nowait((item, future))
-            except queue.Full:
-                raise QueueFullError(f"{self._options.capacity} images are waiting already; try again later") from None
-        return future
+            full = len(self._heap) >= self._options.capacity and not self._drop_dead(now)
+            if not full:
+                self._arrivals.note(now)
+                heapq.heappush(self._heap, (-urgency.priority, next(self._numbers), entry))
+                self._changed.notify()
+        if full:
+            self._tell_dropped("full")
+            raise QueueFullError(f"{self._options.capacity} images are waiting already; try again later")
+        return entry.future
 
-    def close(self) -> None:
-        """Runs what is waiting, then ends the thread."""
-        with self._lock:
-            already, self._closed = self._closed, True
-        if not already:
-            self._queue.put(None)
-        self._thread.join()
+    def close(self, wait: bool = True) -> None:
+        """Runs what is waiting, then ends the thread. wait False: returns before that."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if wait:
+            self._thread.join()
+
+    def _drop_dead(self, now: float) -> bool:
+        """Frees the places of what will never run; whether any was freed. The lock is held."""
+        dead = [each for each in self._heap if each[2].future.cancelled() or _expired(each[2], now)]
+        if dead:
+            gone = {number for _, number, _ in dead}
+            self._heap = [each for each in self._heap if each[1] not in gone]
+            heapq.heapify(self._heap)
+            for _, _, entry in dead:
+                self._may_run(entry, now)
+        return bool(dead)
 
     def _loop(self) -> None:
-        last = False
-        while not last:
-            batch, last = self._gather()
-            self._serve([entry for entry in batch if entry[1].set_running_or_notify_cancel()])
+        while (batch := self._gather()) is not None:
+            now = time.monotonic()
+            self._serve([entry for entry in batch if self._may_run(entry, now)])
 
-    def _gather(self) -> tuple[list[tuple[Item, Future[Result]]], bool]:
-        """-> the next batch and whether it is the last one."""
-        entry = self._queue.get()
-        deadline = time.monotonic() + self._options.max_delay
-        batch: list[tuple[Item, Future[Result]]] = []
-        while entry is not None:
-            batch.append(entry)
-            if len(batch) == self._options.max_batch:
-                return batch, False
-            try:
-                wait = deadline - time.monotonic()
-                entry = self._queue.get(timeout=wait) if wait > 0 else self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
+    def _gather(self) -> list[_Entry[Item, Result]] | None:
+        """-> the next batch, most urgent first; None after the last one."""
+        with self._changed:
+            while not self._heap:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            while not self._closed and len(self._heap) < self._options.max_batch:
+                remaining = self._begin_at() - time.monotonic()
+                if remaining <= 0:
+                    break
+                self._changed.wait(remaining)
+            count = min(len(self._heap), self._options.max_batch)
+            return [heapq.heappop(self._heap)[2] for _ in range(count)]
 
-    def _serve(self, batch: list[tuple[Item, Future[Result]]]) -> None:
+    def _begin_at(self) -> float:
+        """When the items that wait should run even though more would fit."""
+        budget_end = min(entry.submitted for _, _, entry in self._heap) + self._options.max_delay
+        return self._arrivals.worth_waiting_until(budget_end) if self._options.adaptive else budget_end
+
+    def _may_run(self, entry: _Entry[Item, Result], now: float) -> bool:
+        if not entry.future.set_running_or_notify_cancel():
+            self._tell_dropped("cancelled")
+            return False
+        if _expired(entry, now):
+            self._tell_dropped("expired")
+            waited = now - entry.submitted
+            entry.future.set_exception(ExpiredError(f"the deadline passed in the queue, after {waited:.3f} s; not run"))
+            return False
+        return True
+
+    def _serve(self, batch: list[_Entry[Item, Result]]) -> None:
         if not batch:
             return
+        start = time.monotonic()
         try:
-            results = self._run([item for item, _ in batch])
+            results = self._run([entry.item for entry in batch])
         except Exception as error:  # belongs to the callers; the thread lives on
-            for _, future in batch:
-                future.set_exception(error)
+            self._tell_ran(batch, start, failed=True)
+            for entry in batch:
+                entry.future.set_exception(error)
             return
-        for (_, future), result in zip(batch, results, strict=True):
-            future.set_result(result)
+        self._tell_ran(batch, start, failed=False)
+        for entry, result in zip(batch, results, strict=True):
+            entry.future.set_result(result)
+
+    def _tell_ran(self, batch: list[_Entry[Item, Result]], start: float, failed: bool) -> None:
+        if self._observer is not None:
+            queued = tuple(start - entry.submitted for entry in batch)
+            self._observer.ran(BatchFacts(queued, time.monotonic() - start, failed))
+
+    def _tell_dropped(self, reason: Dropped) -> None:
+        if self._observer is not None:
+            self._observer.dropped(reason)
+
+
+def _expired(entry: _Entry[Item, Result], now: float) -> bool:
+    return entry.urgency.deadline is not None and entry.urgency.deadline <= now

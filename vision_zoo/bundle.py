@@ -1,6 +1,7 @@
 """A model folder that describes itself.
 
-    FOLDER/bundle.json         kind, name, version, architecture, labels, preprocessing
+    FOLDER/bundle.json         kind, name, version, architecture, labels, preprocessing; optional: temperature,
+                               weights_sha256
     FOLDER/model.safetensors   weights, without the auxiliary head
     FOLDER/README.md           model card: training data, licence, measured results
 
@@ -10,7 +11,9 @@ Only JSON and safetensors are read: loading a bundle never runs code from it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -22,6 +25,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vision_zoo import zoo
+from vision_zoo.genotypes import genotype_from_json, genotype_to_json
 from vision_zoo.nasnet import NASNetConfig
 from vision_zoo.transforms import Preprocessing
 
@@ -31,6 +35,7 @@ SHIPPED = Path(__file__).with_name("models")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _T = TypeVar("_T")
 _KEYS = {"kind", "name", "version", "architecture", "labels", "preprocessing"}
+_OPTIONAL = {"temperature", "weights_sha256"}
 
 
 class BundleError(ValueError):
@@ -39,7 +44,11 @@ class BundleError(ValueError):
 
 @dataclass(frozen=True)
 class VisionBundle:
-    """A network in evaluation mode and all that is needed to use it. labels[i] names logit i."""
+    """A network in evaluation mode and all that is needed to use it. labels[i] names logit i.
+
+    temperature: logits are divided by it before the softmax, so that probabilities are calibrated (Guo et al. 2017).
+    weights_sha256: of the file of weights, in hexadecimal; "" for a network that comes from no file.
+    """
 
     name: str
     version: str
@@ -49,6 +58,8 @@ class VisionBundle:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     card: str
+    temperature: float = 1.0
+    weights_sha256: str = ""
 
     @property
     def parameters(self) -> int:
@@ -60,19 +71,24 @@ def load(folder: Path) -> VisionBundle:
     description = _description(folder)
     if description.get("kind") != KIND:
         raise BundleError(f"{folder / DESCRIPTION}: kind {description.get('kind')!r} is not {KIND!r}")
-    _same_keys(description, _KEYS, f"{folder / DESCRIPTION}")
+    required = {key: value for key, value in description.items() if key not in _OPTIONAL}
+    _same_keys(required, _KEYS, f"{folder / DESCRIPTION}", _OPTIONAL)
     try:
         architecture = architecture_from_json(description["architecture"])
         preprocessing = _read(Preprocessing, description["preprocessing"], "preprocessing")
         labels = _labels(description["labels"], architecture.num_classes)
         name, version = _name(description["name"]), _convert(str, description["version"], "version")
+        temperature = _temperature(description.get("temperature", 1.0))
         model = zoo.build(architecture)
         zoo.load_weights(model, zoo.read_weights(_inside(folder, WEIGHTS)))
+        digest = _checked_digest(folder / WEIGHTS, description.get("weights_sha256"))
     except ValueError as error:
         raise BundleError(f"bundle {folder}: {error}") from error
     card = _inside(folder, CARD)
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    return VisionBundle(name, version, folder, architecture, model.eval(), labels, preprocessing, text)
+    return VisionBundle(
+        name, version, folder, architecture, model.eval(), labels, preprocessing, text, temperature, digest
+    )
 
 
 def save(
@@ -84,6 +100,7 @@ def save(
     labels: tuple[str, ...],
     preprocessing: Preprocessing,
     card: str,
+    temperature: float = 1.0,
 ) -> VisionBundle:
     """Writes a bundle (over an older one in the same folder) and reads it back. Raises BundleError."""
     try:
@@ -97,6 +114,7 @@ def save(
             "architecture": architecture_to_json(architecture),
             "labels": list(_labels(list(labels), architecture.num_classes)),
             "preprocessing": dataclasses.asdict(preprocessing),
+            "temperature": _temperature(temperature),
         }
     except ValueError as error:
         raise BundleError(f"bundle {name}: {error}") from error
@@ -107,6 +125,7 @@ def save(
         if not key.startswith("auxiliary.")
     }
     save_file(weights, folder / WEIGHTS)
+    description["weights_sha256"] = digest_of(folder / WEIGHTS)
     (folder / CARD).write_text(card, encoding="utf-8")
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return load(folder)
@@ -129,7 +148,8 @@ def architecture_from_json(raw: object) -> zoo.Architecture:
         case "nasnet":
             _same_keys(rest, {"config", "genotype"}, "architecture")
             config = _read(NASNetConfig, rest["config"], "architecture.config")
-            return zoo.NASNetArchitecture(config, _convert(str, rest["genotype"], "genotype"))
+            cells = rest["genotype"]
+            return zoo.NASNetArchitecture(config, cells if isinstance(cells, str) else genotype_from_json(cells))
         case "timm":
             return _read(zoo.TimmArchitecture, rest, "architecture")
         case family:
@@ -137,16 +157,34 @@ def architecture_from_json(raw: object) -> zoo.Architecture:
 
 
 def architecture_to_json(architecture: zoo.Architecture) -> dict[str, Any]:
-    family = "nasnet" if isinstance(architecture, zoo.NASNetArchitecture) else "timm"
-    return {"family": family, **dataclasses.asdict(architecture)}
+    if isinstance(architecture, zoo.TimmArchitecture):
+        return {"family": "timm", **dataclasses.asdict(architecture)}
+    cells = architecture.genotype
+    return {
+        "family": "nasnet",
+        "config": dataclasses.asdict(architecture.config),
+        "genotype": cells if isinstance(cells, str) else genotype_to_json(cells),
+    }
 
 
 def read_name(folder: Path) -> str:
     """The name of a bundle without loading its weights. Raises BundleError."""
+    return identity(folder)[0]
+
+
+def identity(folder: Path) -> tuple[str, str]:
+    """Name and version of a bundle without loading its weights. Raises BundleError."""
     try:
-        return _name(_description(folder).get("name"))
+        description = _description(folder)
+        return _name(description.get("name")), _convert(str, description.get("version"), "version")
     except ValueError as error:
         raise BundleError(f"bundle {folder}: {error}") from error
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -170,8 +208,13 @@ def _inside(folder: Path, name: str) -> Path:
     return file
 
 
+def is_name(value: str) -> bool:
+    """Whether a model, an alias or a set of embeddings may be called that."""
+    return _NAME.fullmatch(value) is not None
+
+
 def _name(value: object) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not is_name(value):
         raise ValueError(f"name {value!r} must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
     return value
 
@@ -184,9 +227,27 @@ def _labels(value: object, num_classes: int) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _same_keys(raw: dict[str, Any], expected: set[str], where: str) -> None:
+def _temperature(value: object) -> float:
+    number: float = _convert(float, value, "temperature")
+    if not (number > 0 and math.isfinite(number)):
+        raise ValueError(f"temperature {number} must be above 0 and finite")
+    return number
+
+
+def _checked_digest(weights: Path, stated: object) -> str:
+    digest = digest_of(weights)
+    if stated not in (None, digest):
+        raise ValueError(
+            f"{weights.name} has SHA-256 {digest}, but weights_sha256 says {stated}: one of the two is damaged"
+        )
+    return digest
+
+
+def _same_keys(
+    raw: dict[str, Any], expected: set[str], where: str, optional: frozenset[str] | set[str] = frozenset()
+) -> None:
     if unknown := sorted(raw.keys() - expected):
-        raise BundleError(f"{where}: unknown keys {unknown}; known are {sorted(expected)}")
+        raise BundleError(f"{where}: unknown keys {unknown}; known are {sorted(expected | optional)}")
     if missing := sorted(expected - raw.keys()):
         raise BundleError(f"{where}: missing keys {missing}")
 

@@ -6,13 +6,13 @@ Dimension letters: B batch, C channels, H height, W width; `filters` is the widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vision_zoo.operations import OPERATIONS, CellOptions, SameConv2d, batch_norm, relu_conv_bn
+from vision_zoo.operations import OPERATIONS, STRIDED, CellOptions, Grid, SameConv2d, batch_norm, relu_conv_bn
 
 COMBINATIONS = ("add", "concat")
 
@@ -112,13 +112,16 @@ class FactorisedReduction(nn.Module):
 
     def __init__(self, inputs: int, filters: int, options: CellOptions) -> None:
         super().__init__()
-        self.even = nn.Conv2d(inputs, filters // 2, 1, stride=2, bias=False)  # a 1x1 pool of stride 2, folded in
-        self.odd = nn.Conv2d(inputs, filters - filters // 2, 1, stride=2, bias=False)
+        self.grid = options.grid
+        step = 1 if self.grid.dense else 2  # a 1x1 pool of stride 2, folded into the convolutions
+        self.even = nn.Conv2d(inputs, filters // 2, 1, stride=step, bias=False)
+        self.odd = nn.Conv2d(inputs, filters - filters // 2, 1, stride=step, bias=False)
         self.norm = batch_norm(filters, options)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        shifted = F.pad(x, (-1, 1, -1, 1))  # drop the first row and column, zeros at the end
+        by = self.grid.dilation
+        shifted = F.pad(x, (-by, by, -by, by))  # drop the first row and column, zeros at the end
         y: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
         return y
 
@@ -135,7 +138,8 @@ def adjust_previous(previous: int, filters: int, halve: bool, options: CellOptio
 class Cell(nn.Module):
     """One cell. forward(current (B, C, H, W), previous (B, C', H', W') or None) -> (B, out_channels, H/s, W/s).
 
-    Without a previous layer, state 1 is the current input, unprojected.
+    Without a previous layer, state 1 is the current input, unprojected. options.grid is the current input's;
+    previous_grid is that of a previous layer which has to be halved.
     """
 
     def __init__(
@@ -148,24 +152,27 @@ class Cell(nn.Module):
         halve_previous: bool,
         drop_path: DropPath,
         options: CellOptions,
+        previous_grid: Grid = STRIDED,
     ) -> None:
         super().__init__()
         self.genotype = genotype
+        after = replace(options, grid=options.grid.output)  # of the states that blocks create
+        before = replace(options, grid=previous_grid)
         self.squeeze = relu_conv_bn(current, filters, 1, 1, options)
-        self.adjust = adjust_previous(previous, filters, halve_previous, options) if previous is not None else None
+        self.adjust = adjust_previous(previous, filters, halve_previous, before) if previous is not None else None
         self.drop_path = drop_path
         widths = [filters, current if previous is None else filters]
         self.operations = nn.ModuleList()
         for block in genotype.blocks:
             for state, name in zip(block.inputs, block.operations, strict=True):
-                step = stride if state < 2 else 1
-                self.operations.append(OPERATIONS[name](widths[state], filters, step, options))
+                step, shared = (stride, options) if state < 2 else (1, after)
+                self.operations.append(OPERATIONS[name](widths[state], filters, step, shared))
             widths.append(filters if block.combination == "add" else 2 * filters)
         # Only state 1 can still have another width or resolution than the blocks (first CIFAR cell).
         self.project = nn.ModuleDict()
         for state in genotype.output:
             if state < 2 and (widths[state] != filters or stride != 1):
-                conv = SameConv2d(widths[state], filters, 1, stride)
+                conv = SameConv2d(widths[state], filters, 1, stride, grid=options.grid)
                 self.project[str(state)] = nn.Sequential(conv, batch_norm(filters, options))
                 widths[state] = filters
         self.out_channels = sum(widths[state] for state in genotype.output)

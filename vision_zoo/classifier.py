@@ -1,21 +1,26 @@
 """One image from bytes to labels: decode -> transform -> batcher -> model -> predictions.
 
-Everything here is synchronous. `read` may run in any thread and is where the time of a large file goes; `submit`
-returns at once; the model runs in the batcher's thread only.
+Everything here is synchronous. `read` may run in any thread and is where the time of a large file goes; `submit` and
+its sisters return at once; the model runs in the batcher's thread only.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vision_zoo import images
-from vision_zoo.batcher import Batcher, BatchOptions
+from vision_zoo.attribution import Attribution, attribute
+from vision_zoo.batcher import Batcher, BatchOptions, Urgency
 from vision_zoo.bundle import VisionBundle
+from vision_zoo.head import cut, embed
+from vision_zoo.statistics import Statistics
 from vision_zoo.transforms import normalise, resize_and_crop
 
 DEFAULT_TOP_K = 5
@@ -30,15 +35,36 @@ class Prediction:
     probability: float
 
 
+@dataclass(frozen=True)
+class _Work:
+    """pixels: uint8 (3, S, S), or float32 where they are normalised already. index: the label to explain."""
+
+    pixels: Tensor
+    want: Literal["probabilities", "embedding", "attribution"] = "probabilities"
+    index: int | None = None
+
+
 class Classifier:
-    """A bundle ready to serve; shared by all requests. Close it to end its thread."""
+    """A bundle ready to serve; shared by all requests.
+
+    Close it to end its thread. Where nobody does, the thread ends when the last request that holds the classifier has
+    let go of it: so a version that has been replaced drains by itself.
+    """
 
     def __init__(
         self, bundle: VisionBundle, batching: BatchOptions | None = None, pixel_limit: int = images.PIXEL_LIMIT
     ) -> None:
         self.bundle, self.pixel_limit = bundle, pixel_limit
-        self.batching = batching or BatchOptions()
-        self._batcher: Batcher[Tensor, Tensor] = Batcher(self._infer, self.batching, bundle.name)
+        self.batching, self.statistics = batching or BatchOptions(), Statistics()
+        # The batcher's thread must not hold the classifier, which would then never be let go of.
+        run = _Runner(bundle)
+        self._batcher: Batcher[_Work, Any] = Batcher(run, self.batching, bundle.name, self.statistics)
+        weakref.finalize(self, self._batcher.close, wait=False)
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return self._batcher.waiting
 
     def classify(self, files: list[bytes], top_k: int = DEFAULT_TOP_K) -> list[list[Prediction]]:
         """The predictions of each image, most probable first. Raises ImageError, ValueError for top_k."""
@@ -60,9 +86,29 @@ class Classifier:
         at_least = 2 * round(preprocessing.size / preprocessing.crop)
         return resize_and_crop(images.decode(file, self.pixel_limit, at_least), preprocessing)
 
-    def submit(self, pixels: Tensor) -> Future[Tensor]:
-        """uint8 (3, S, S) -> the probabilities (K,) to come. Raises QueueFullError."""
-        return self._batcher.submit(pixels)
+    def submit(self, pixels: Tensor, urgency: Urgency | None = None) -> Future[Tensor]:
+        """uint8 (3, S, S), or normalised float32 -> the calibrated probabilities (K,) to come.
+
+        Raises QueueFullError; the future raises ExpiredError where the deadline passes in the queue.
+        """
+        return self._batcher.submit(_Work(pixels), urgency)
+
+    def submit_embedding(self, pixels: Tensor, urgency: Urgency | None = None) -> Future[Tensor]:
+        """-> the pooled features (D,) to come. Raises as `submit`, and ValueError for a network without them."""
+        cut(self.bundle.model)
+        return self._batcher.submit(_Work(pixels, "embedding"), urgency)
+
+    def submit_attribution(
+        self, pixels: Tensor, index: int | None = None, urgency: Urgency | None = None
+    ) -> Future[Attribution]:
+        """-> what speaks for label `index` (None: the most probable) to come. Raises as `submit`, and ValueError."""
+        if index is not None and not 0 <= index < len(self.bundle.labels):
+            raise ValueError(f"label index {index} must be 0 to {len(self.bundle.labels) - 1}")
+        return self._batcher.submit(_Work(pixels, "attribution", index), urgency)
+
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits (..., K) -> probabilities by the bundle's temperature."""
+        return _calibrated(self.bundle, logits)
 
     def predictions(self, probabilities: Tensor, top_k: int = DEFAULT_TOP_K) -> list[Prediction]:
         """(K,) -> the min(top_k, K) most probable."""
@@ -76,12 +122,43 @@ class Classifier:
         if top_k < 1:
             raise ValueError(f"top_k {top_k} must be at least 1")
 
+    def warm_up(self) -> None:
+        """Runs the network once: the first pass is slow, and one that cannot run should not be served."""
+        size = self.bundle.preprocessing.size
+        self.submit(torch.zeros(3, size, size, dtype=torch.uint8)).result()
+
     def close(self) -> None:
         self._batcher.close()
 
+
+class _Runner:
+    """A batch of works -> their results, in order."""
+
+    def __init__(self, bundle: VisionBundle) -> None:
+        self._bundle = bundle
+
     @torch.inference_mode()
-    def _infer(self, pixels: list[Tensor]) -> tuple[Tensor, ...]:
-        """B times uint8 (3, S, S) -> B times probabilities (K,)."""
-        batch = normalise(torch.stack(pixels), self.bundle.preprocessing)
-        logits: Tensor = self.bundle.model(batch)
-        return logits.softmax(dim=1).unbind()
+    def __call__(self, works: list[_Work]) -> list[Any]:
+        model, batch = self._bundle.model, self._normalised([work.pixels for work in works])
+        results: dict[int, Any] = {}
+        places: dict[str, list[int]] = {}
+        for place, work in enumerate(works):
+            places.setdefault(work.want, []).append(place)
+        if chosen := places.get("probabilities"):
+            results |= zip(chosen, _calibrated(self._bundle, model(batch[chosen])).unbind(), strict=True)
+        if chosen := places.get("embedding"):
+            results |= zip(chosen, embed(model, batch[chosen]).unbind(), strict=True)
+        for place in places.get("attribution", ()):
+            results[place] = attribute(model, batch[place], works[place].index)
+        return [results[place] for place in range(len(works))]
+
+    def _normalised(self, pixels: list[Tensor]) -> Tensor:
+        """B times (3, S, S) -> float32 (B, 3, S, S)."""
+        if all(each.dtype == torch.uint8 for each in pixels):
+            return normalise(torch.stack(pixels), self._bundle.preprocessing)
+        ready = [each if each.is_floating_point() else self._normalised([each])[0] for each in pixels]
+        return torch.stack(ready)
+
+
+def _calibrated(bundle: VisionBundle, logits: Tensor) -> Tensor:
+    return (logits / bundle.temperature).softmax(dim=-1)

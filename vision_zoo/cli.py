@@ -1,4 +1,4 @@
-"""`vision-zoo classify` and `vision-zoo list`: arguments, the terminal, and errors in one line."""
+"""`vision-zoo classify`, `register` and `list`: arguments, the terminal, and errors in one line."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ examples:
   vision-zoo classify --top-k 1 --json photos/*.png     one JSON object a line
   vision-zoo classify --models /srv/models --model birds *.jpg
   vision-zoo classify --server 127.0.0.1:50051 *.jpg    all images in one stream to a server
+"""
+_REGISTER = """\
+Send a trained bundle to a running server, which serves it from then on, without a restart.
+
+example:
+  vision-zoo register --server 127.0.0.1:50051 --alias production runs/birds/bundle
 """
 _LIST = """\
 Show the bundles that can classify now, and the backbones that training can start from, with their parameters.
@@ -72,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
     classify.add_argument("--server", metavar="HOST:PORT", help="ask a running server instead of loading a model here")
     _add_models(classify)
     _add_json(classify, "print one JSON object for each image: image, and predictions or error")
+    register = commands.add_parser(
+        "register", help="send a bundle to a running server", description=_REGISTER, formatter_class=text
+    )
+    register.set_defaults(run=_register)
+    register.add_argument("bundle", type=Path, metavar="DIR", help="the bundle's folder")
+    register.add_argument("--server", required=True, metavar="HOST:PORT", help="a server that takes bundles")
+    register.add_argument("--alias", default="", metavar="NAME", help="a further name that stands for this version")
     listing = commands.add_parser("list", help="show bundles and backbones", description=_LIST, formatter_class=text)
     listing.set_defaults(run=_list)
     _add_models(listing)
@@ -143,6 +156,13 @@ def _remote(args: argparse.Namespace) -> Iterator[Answer]:
     good = client.classify(args.server, [file for file in files if isinstance(file, bytes)], args.model, args.top_k)
     for file in files:
         yield next(good) if isinstance(file, bytes) else file
+
+
+def _register(args: argparse.Namespace) -> int:
+    from vision_zoo import client
+
+    print(f"served: {client.register(args.server, args.bundle, args.alias)}")
+    return 0
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""The vision service: messages in, messages out, errors as gRPC status. Every await of this package is here.
+"""The vision service: messages in, messages out, errors as gRPC status.
 
 Decoding runs in a few threads of its own, because its memory is bounded per image at work; the model runs in the
 batcher's thread; the event loop waits for both.
@@ -8,27 +8,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 import torch
+from torch import Tensor
 
-from vision_zoo import bundle
-from vision_zoo.batcher import QueueFullError
-from vision_zoo.classifier import DEFAULT_TOP_K, Classifier, Prediction
+from vision_zoo import bundle, messages
+from vision_zoo.additions import Additions
+from vision_zoo.batcher import ExpiredError, QueueFullError, Urgency
+from vision_zoo.classifier import Classifier
+from vision_zoo.neighbours import EmbeddingSets, UnknownSetError
+from vision_zoo.registration import RegistrationOffError, Registry
+from vision_zoo.repository import Repository, UnknownModelError
 from vision_zoo.wire import vision_pb2 as pb
 from vision_zoo.wire.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
+
+__all__ = ["SERVICE_NAME", "Limits", "UnknownModelError", "VisionService", "add_to_server", "load_classifiers"]
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _Task: TypeAlias = "asyncio.Task[pb.ClassifyStreamResponse]"
+_T = TypeVar("_T")
+
+_STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
+    (UnknownModelError, grpc.StatusCode.NOT_FOUND),
+    (UnknownSetError, grpc.StatusCode.NOT_FOUND),
+    (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (ExpiredError, grpc.StatusCode.DEADLINE_EXCEEDED),
+    (RegistrationOffError, grpc.StatusCode.PERMISSION_DENIED),
+    (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
+)
 
 
 @dataclass(frozen=True)
@@ -41,48 +59,42 @@ class Limits:
     decoders: int = 2  # images decoded at once; each needs up to images.BYTES_PER_PIXEL bytes a pixel
 
 
-class UnknownModelError(Exception):
-    """No model of that name is loaded."""
-
-
 class VisionService(VisionServicer):
-    """`Vision` of vision.proto. The first classifier is the default. Close it after the server has stopped."""
+    """`Vision` of vision.proto. The first classifier is the default. Close it after the server has stopped.
 
-    def __init__(self, classifiers: Iterable[Classifier], limits: Limits | None = None) -> None:
+    registry: takes in bundles and aliases while it serves; None: nobody may. sets: what Search looks in.
+    """
+
+    def __init__(
+        self,
+        models: Repository | Iterable[Classifier],
+        limits: Limits | None = None,
+        registry: Registry | None = None,
+        sets: EmbeddingSets | None = None,
+    ) -> None:
         self._limits = limits or Limits()
-        self._classifiers: dict[str, Classifier] = {}
-        for classifier in classifiers:
-            if other := self._classifiers.get(classifier.bundle.name):
-                folders = f"{other.bundle.folder} and {classifier.bundle.folder}"
-                raise ValueError(f"two vision models are called {classifier.bundle.name!r}: {folders}")
-            self._classifiers[classifier.bundle.name] = classifier
+        self.repository = models if isinstance(models, Repository) else Repository.of(models)
+        self._sets = sets or EmbeddingSets()
+        self._additions = Additions(self.repository, self._sets, registry, self._embedding)
         # No more than the smallest queue holds, so that an accepted image always finds a place in it.
-        capacities = [classifier.batching.capacity for classifier in self._classifiers.values()]
+        capacities = [classifier.batching.capacity for classifier in self.repository.classifiers]
         self._places = asyncio.Semaphore(min([self._limits.images, *capacities]))
         self._decoders = ThreadPoolExecutor(self._limits.decoders, "decode", torch.set_num_threads, (1,))
 
     @property
     def models(self) -> tuple[str, ...]:
-        return tuple(self._classifiers)
+        return tuple(dict.fromkeys(classifier.bundle.name for classifier in self.repository.classifiers))
 
     def warm_up(self) -> None:
         """Runs every model once: the first pass through a network is slow."""
-        for classifier in self._classifiers.values():
-            size = classifier.bundle.preprocessing.size
-            classifier.submit(torch.zeros(3, size, size, dtype=torch.uint8)).result()
+        self.repository.warm_up()
 
     def close(self) -> None:
         self._decoders.shutdown(cancel_futures=True)
-        for classifier in self._classifiers.values():
-            classifier.close()
+        self.repository.close()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        try:
-            if self._places.locked():
-                raise QueueFullError(f"{self._limits.images} images are in work already; try again later")
-            return await self._classify(request)
-        except Exception as error:
-            await context.abort(*_status(error))
+        return await self._single(self._classify(request, _deadline(context)), context)
 
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: Context
@@ -90,7 +102,7 @@ class VisionService(VisionServicer):
         # The reader starts the images as they arrive; their answers are owed, and given, in that order.
         owed: asyncio.Queue[_Task | None] = asyncio.Queue()
         window = asyncio.Semaphore(self._limits.window)
-        reader = asyncio.create_task(self._start_each(requests, owed, window))
+        reader = asyncio.create_task(self._start_each(requests, owed, window, _deadline(context)))
         try:
             while (answer := await owed.get()) is not None:
                 yield await answer
@@ -103,51 +115,108 @@ class VisionService(VisionServicer):
                     left.cancel()
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=[_model(each.bundle) for each in self._classifiers.values()])
+        return pb.ListModelsResponse(
+            models=[messages.model(each, self.repository) for each in self.repository.classifiers]
+        )
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        return await self._single(self._embed(request, _deadline(context)), context)
+
+    async def RegisterEmbeddings(
+        self, requests: AsyncIterator[pb.RegisterEmbeddingsRequest], context: Context
+    ) -> pb.EmbeddingSet:
+        return await _answered(self._additions.embeddings(requests, _deadline(context)), context)
+
+    async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
+        return await self._single(self._additions.search(request, _deadline(context)), context)
+
+    async def ListEmbeddingSets(
+        self, request: pb.ListEmbeddingSetsRequest, context: Context
+    ) -> pb.ListEmbeddingSetsResponse:
+        return pb.ListEmbeddingSetsResponse(sets=[messages.embedding_set(each) for each in self._sets])
+
+    async def DeleteEmbeddingSet(
+        self, request: pb.DeleteEmbeddingSetRequest, context: Context
+    ) -> pb.DeleteEmbeddingSetResponse:
+        await _answered(asyncio.to_thread(self._sets.delete, request.name), context)
+        return pb.DeleteEmbeddingSetResponse()
+
+    async def Register(self, requests: AsyncIterator[pb.RegisterRequest], context: Context) -> pb.RegisterResponse:
+        return await _answered(self._additions.bundle(requests), context)
+
+    async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
+        return await _answered(self._additions.alias(request), context)
 
     async def _start_each(
         self,
         requests: AsyncIterator[pb.ClassifyStreamRequest],
         owed: asyncio.Queue[_Task | None],
         window: asyncio.Semaphore,
+        deadline: float | None,
     ) -> None:
         try:
             async for request in requests:
                 await window.acquire()
-                owed.put_nowait(asyncio.create_task(self._answer_in_stream(request)))
+                owed.put_nowait(asyncio.create_task(self._answer_in_stream(request, deadline)))
         finally:
             owed.put_nowait(None)
 
-    async def _answer_in_stream(self, request: pb.ClassifyStreamRequest) -> pb.ClassifyStreamResponse:
+    async def _answer_in_stream(
+        self, request: pb.ClassifyStreamRequest, deadline: float | None
+    ) -> pb.ClassifyStreamResponse:
         try:
-            return pb.ClassifyStreamResponse(
-                request_id=request.request_id, response=await self._classify(request.request)
-            )
+            response = await self._classify(request.request, deadline)
+            return pb.ClassifyStreamResponse(request_id=request.request_id, response=response)
         except Exception as error:
             code, text = _status(error)
             number: int = code.value[0]
             return pb.ClassifyStreamResponse(request_id=request.request_id, error=pb.Error(code=number, message=text))
 
-    async def _classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-        classifier = self._choose(request.model)
-        top_k = request.top_k or DEFAULT_TOP_K
-        classifier.check_top_k(top_k)
-        if len(request.image) > self._limits.image_bytes:
-            raise ValueError(f"image of {len(request.image)} bytes; the limit is {self._limits.image_bytes} bytes")
-        async with self._places:
-            loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._decoders, classifier.read, request.image)
-            probabilities = await asyncio.wrap_future(classifier.submit(pixels))
-        return _response(classifier.bundle, classifier.predictions(probabilities, top_k))
+    async def _single(self, work: Coroutine[Any, Any, _T], context: Context) -> _T:
+        """For calls of one image, which are refused where streams wait."""
+        if self._places.locked():
+            work.close()
+            await context.abort(
+                *_status(QueueFullError(f"{self._limits.images} images are in work already; try again later"))
+            )
+        return await _answered(work, context)
 
-    def _choose(self, name: str) -> Classifier:
-        if not self._classifiers:
-            raise UnknownModelError("this server has no vision model")
-        if not name:
-            return next(iter(self._classifiers.values()))
-        if name not in self._classifiers:
-            raise UnknownModelError(f"model {name!r} is unknown; choose from {list(self._classifiers)}")
-        return self._classifiers[name]
+    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
+        classifier = self.repository.find(request.model, request.model_version)
+        options = messages.classify_options(request, deadline)
+        self._check_size(request.image)
+        async with self._places:
+            pixels = await self._off_loop(classifier.read, request.image)
+            if not options.explain:
+                probabilities = await asyncio.wrap_future(classifier.submit(pixels, options.urgency))
+                return messages.response(
+                    classifier.bundle, classifier.predictions(probabilities, options.top_k), options.abstain_below
+                )
+            waiting = classifier.submit_attribution(pixels, options.index, options.urgency)
+            found = await asyncio.wrap_future(waiting)
+            predictions = classifier.predictions(classifier.calibrated(found.logits), options.top_k)
+            response = messages.response(classifier.bundle, predictions, options.abstain_below)
+            shown = await self._off_loop(messages.explanation, classifier.bundle, pixels, found, options)
+            response.explanation.CopyFrom(shown)
+            return response
+
+    async def _embed(self, request: pb.EmbedRequest, deadline: float | None) -> pb.EmbedResponse:
+        classifier = self.repository.find(request.model, request.model_version)
+        embedding = await self._embedding(classifier, request.image, messages.urgency(request.priority, deadline))
+        return messages.embed_response(classifier.bundle, embedding)
+
+    async def _embedding(self, classifier: Classifier, image: bytes, urgency: Urgency) -> Tensor:
+        self._check_size(image)
+        async with self._places:
+            pixels = await self._off_loop(classifier.read, image)
+            return await asyncio.wrap_future(classifier.submit_embedding(pixels, urgency))
+
+    def _check_size(self, image: bytes) -> None:
+        if len(image) > self._limits.image_bytes:
+            raise ValueError(f"image of {len(image)} bytes; the limit is {self._limits.image_bytes} bytes")
+
+    async def _off_loop(self, work: Any, *arguments: object) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
 
 def load_classifiers(folders: Sequence[Path]) -> list[Classifier]:
@@ -159,32 +228,23 @@ def add_to_server(service: VisionService, server: grpc.aio.Server) -> None:
     add_VisionServicer_to_server(service, server)
 
 
+async def _answered(work: Awaitable[_T], context: Context) -> _T:
+    """What the work gives, or the call's end with a status."""
+    try:
+        return await work
+    except Exception as error:
+        await context.abort(*_status(error))
+
+
+def _deadline(context: Context) -> float | None:
+    """By time.monotonic(); None where the caller set none."""
+    remaining: float | None = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
 def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
-    match error:
-        case UnknownModelError():
-            return grpc.StatusCode.NOT_FOUND, str(error)
-        case QueueFullError():
-            return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
-        case ValueError():
-            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-        case _:
-            logger.error("classification failed", exc_info=error)
-            return grpc.StatusCode.INTERNAL, "classification failed; the server's log has the reason"
-
-
-def _response(of: bundle.VisionBundle, predictions: Sequence[Prediction]) -> pb.ClassifyResponse:
-    return pb.ClassifyResponse(
-        predictions=[pb.Prediction(index=p.index, label=p.label, probability=p.probability) for p in predictions],
-        model=of.name,
-        model_version=of.version,
-    )
-
-
-def _model(of: bundle.VisionBundle) -> pb.Model:
-    return pb.Model(
-        name=of.name,
-        version=of.version,
-        labels=of.labels,
-        input_size=of.preprocessing.size,
-        parameters=of.parameters,
-    )
+    for kind, code in _STATUS:
+        if isinstance(error, kind):
+            return code, str(error)
+    logger.error("classification failed", exc_info=error)
+    return grpc.StatusCode.INTERNAL, "classification failed; the server's log has the reason"

@@ -5,7 +5,9 @@ Dimension letters: B batch, H height, W width, S side of the network's square in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -43,6 +45,12 @@ class Preprocessing:
             raise ValueError(f"crop {self.crop} must be above 0 and at most 1")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} need three channels each, every std above 0")
+
+    @property
+    def identity(self) -> str:
+        """SHA-256, in hexadecimal, of the fields as JSON: equal where two models read the same pixels."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _choose(field: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,7 +1,8 @@
 """Names to networks: the NASNets of this package and every model of timm.
 
 nasnet-a-cifar, nasnet-a-mobile, nasnet-a-large     the paper's networks
-nasnet-a-N@P                                        CIFAR stem, N normal cells per stage, P last filters
+nasnet-a-N@P[:STEM]                                 N normal cells per stage, P last filters; STEM: cifar, mobile, large
+FILE.json:N@P[:STEM]                                the same with the cells of a genotype file
 timm/NAME                                           any model of timm.list_models()
 """
 
@@ -9,37 +10,45 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vision_zoo.cells import NASNET_A, Genotype
+from vision_zoo.cells import Genotype
+from vision_zoo.feature_maps import FeatureMaps
+from vision_zoo.genotypes import GENOTYPES, genotype_from_json, read_genotype
 from vision_zoo.nasnet import CIFAR, LARGE, MOBILE, NASNet, NASNetConfig
 from vision_zoo.transforms import INTERPOLATIONS, Preprocessing
+from vision_zoo.weight_download import PUBLISHED, download
+from vision_zoo.weight_import import check_names_and_shapes, fit_weights
+from vision_zoo.weight_import import read_weights as read_weights
 
-GENOTYPES: dict[str, Genotype] = {"nasnet-a": NASNET_A}
 NASNETS: dict[str, NASNetConfig] = {"nasnet-a-cifar": CIFAR, "nasnet-a-mobile": MOBILE, "nasnet-a-large": LARGE}
+STEMS: dict[str, NASNetConfig] = {"cifar": CIFAR, "mobile": MOBILE, "large": LARGE}  # everything but N and P
 PRETRAINED = "pretrained"
-_SIZED = re.compile(r"nasnet-a-(\d{1,3})@(\d{1,5})")
+_SIZED = re.compile(r"(?:nasnet-a-|(?P<file>.+\.json):)(?P<cells>\d{1,3})@(?P<filters>\d{1,5})(?::(?P<stem>.*))?")
 _TIMM = "timm/"
 
 
 @dataclass(frozen=True)
 class NASNetArchitecture:
-    """Everything needed to build one of our networks again."""
+    """Everything needed to build one of our networks again. genotype: a known name, or the cells themselves."""
 
     config: NASNetConfig
-    genotype: str = "nasnet-a"
+    genotype: str | Genotype = "nasnet-a"
 
     def __post_init__(self) -> None:
-        if self.genotype not in GENOTYPES:
+        if isinstance(self.genotype, str) and self.genotype not in GENOTYPES:
             raise ValueError(f"genotype {self.genotype!r} is unknown; choose from {sorted(GENOTYPES)}")
+
+    @property
+    def cells(self) -> Genotype:
+        return GENOTYPES[self.genotype] if isinstance(self.genotype, str) else self.genotype
 
     @property
     def num_classes(self) -> int:
@@ -56,35 +65,46 @@ class TimmArchitecture:
     def __post_init__(self) -> None:
         if not _timm().is_model(self.name):
             raise ValueError(f"timm has no model {self.name!r}{_close(_TIMM + self.name)}")
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes {self.num_classes} must be at least 1")
+        if self.num_classes < 0:
+            raise ValueError(f"num_classes {self.num_classes} must be at least 0")
 
 
 Architecture = NASNetArchitecture | TimmArchitecture
 
 
 def architecture(name: str, num_classes: int | None = None) -> Architecture:
-    """The architecture behind a name; num_classes None: the published number. ValueError lists close names."""
+    """The architecture behind a name.
+
+    num_classes: None for the published number, 0 for no classifier (embeddings). ValueError lists close names.
+    """
     if name.startswith(_TIMM):
         model = name.removeprefix(_TIMM)
-        return TimmArchitecture(model, num_classes or (_timm_settings(model).get("num_classes") or 1000))
+        classes = _timm_settings(model).get("num_classes") or 1000
+        return TimmArchitecture(model, classes if num_classes is None else num_classes)
+    genotype: str | Genotype = "nasnet-a"
     if sized := _SIZED.fullmatch(name):
-        config = replace(CIFAR, cells=int(sized[1]), filters=int(sized[2]))
+        config = replace(_stem(sized["stem"]), cells=int(sized["cells"]), filters=int(sized["filters"]))
+        genotype = read_genotype(Path(sized["file"])) if sized["file"] else genotype
     elif name in NASNETS:
         config = NASNETS[name]
     else:
         raise ValueError(f"backbone {name!r} is unknown{_close(name)}; choose from {backbone_names()} or timm/NAME")
-    return NASNetArchitecture(replace(config, num_classes=num_classes or config.num_classes))
+    return NASNetArchitecture(config if num_classes is None else replace(config, num_classes=num_classes), genotype)
 
 
 def backbone_names() -> list[str]:
-    return [*NASNETS, "nasnet-a-N@P"]
+    return [*NASNETS, "nasnet-a-N@P[:STEM]", "FILE.json:N@P[:STEM]"]
+
+
+def genotype(raw: object) -> str | Genotype:
+    """`genotype` of a stored architecture: a known name, or plain data as vision_zoo.genotypes describes it."""
+    return raw if isinstance(raw, str) else genotype_from_json(raw)
 
 
 def build(architecture: Architecture) -> nn.Module:
     """-> the network with fresh weights: forward(images (B, 3, S, S)) -> logits (B, K)."""
     if isinstance(architecture, NASNetArchitecture):
-        return NASNet(architecture.config, GENOTYPES[architecture.genotype])
+        return NASNet(architecture.config, architecture.cells)
     model: nn.Module = _timm().create_model(architecture.name, num_classes=architecture.num_classes)
     return model
 
@@ -92,28 +112,54 @@ def build(architecture: Architecture) -> nn.Module:
 def create(name: str, num_classes: int | None = None, weights: str | Path | None = None) -> nn.Module:
     """The network behind `name`.
 
-    weights: None for fresh ones, "pretrained" for those that timm publishes (downloaded and cached by timm), or a
-    .safetensors or torch file. A timm model takes weights of another number of classes; its classifier stays fresh.
-    Raises ValueError.
+    weights: None for fresh ones, "pretrained" for published ones (downloaded once, by timm for its models), or a
+    .safetensors, torch or, for NASNets, Keras file of any layout that vision_zoo.weight_import knows. Weights of
+    another number of classes will do; the classifier stays fresh. Raises ValueError.
     """
     wanted = architecture(name, num_classes)
     if isinstance(wanted, TimmArchitecture):
         return _create_timm(wanted, weights)
     model = build(wanted)
+    assert isinstance(model, NASNet)
     if weights == PRETRAINED:
-        raise ValueError(f"{name} has no published weights to download; give a file, or train one with training.fit")
+        if name not in PUBLISHED:
+            raise ValueError(f"{name} has no published weights to download; give a file, or train with training.fit")
+        weights = download(PUBLISHED[name])
     if weights is not None:
-        load_weights(model, read_weights(Path(weights)))
+        model.load_state_dict(fit_weights(model, read_weights(Path(weights))))
     return model
+
+
+def create_features(
+    name: str,
+    out_indices: Sequence[int] | None = None,
+    output_stride: int = 32,
+    weights: str | Path | None = None,
+) -> nn.Module:
+    """As timm.create_model(name, features_only=True): images (B, 3, S, S) -> a list of feature maps (B, C, H, W).
+
+    out_indices: which maps, from the highest resolution on; None for all. `feature_info.channels()` and `.reduction()`
+    of the result describe them. Raises ValueError.
+    """
+    wanted = architecture(name, 0)
+    if isinstance(wanted, TimmArchitecture):
+        options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+        options |= {} if out_indices is None else {"out_indices": tuple(out_indices)}
+        return _create_timm(wanted, weights, features_only=True, **options)
+    model = create(name, 0, weights)
+    assert isinstance(model, NASNet)
+    if output_stride != model.config.output_stride:
+        dense = NASNet(replace(model.config, output_stride=output_stride), model.genotype)
+        dense.load_state_dict(model.state_dict())  # the weights mean the same at every output stride
+        model = dense
+    return FeatureMaps(model, out_indices)
 
 
 def describe(model: nn.Module) -> Architecture:
     """The architecture of a network made by this module, so that it can be stored and built again."""
     if isinstance(model, NASNet):
-        for known, genotype in GENOTYPES.items():
-            if genotype == model.genotype:
-                return NASNetArchitecture(model.config, known)
-        raise ValueError(f"the network's genotype has no name; known are {sorted(GENOTYPES)}")
+        names = (known for known, cells in GENOTYPES.items() if cells == model.genotype)
+        return NASNetArchitecture(model.config, next(names, model.genotype))
     timm_model: Any = model
     settings = getattr(timm_model, "pretrained_cfg", None)
     name = settings.get("architecture") if settings else None
@@ -149,39 +195,13 @@ def count_parameters(architecture: Architecture) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if not name.startswith("auxiliary."))
 
 
-def read_weights(file: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors file or a torch file (tensors only: no code in it is ever run)."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"weights file {file} does not exist") from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{file} is not a file of weights: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # torch.load passes on the unpickler's own errors
-        raise ValueError(f"{file} holds more than tensors, which is refused: {str(error).splitlines()[0]}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{file} holds no state dict (names to tensors)")
-    return content
-
-
 def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Copies `weights` into `model`; ValueError when a name or a shape does not fit."""
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or unknown:
-        raise ValueError(f"weights do not fit: missing {_some(missing)}; unknown {_some(unknown)}")
-    for name, value in weights.items():
-        if value.shape != own[name].shape:
-            raise ValueError(f"weights do not fit: {name} is {list(value.shape)}, expected {list(own[name].shape)}")
+    check_names_and_shapes(model.state_dict(), weights)
     model.load_state_dict(weights)
 
 
-def _create_timm(wanted: TimmArchitecture, weights: str | Path | None) -> nn.Module:
+def _create_timm(wanted: TimmArchitecture, weights: str | Path | None, **options: Any) -> nn.Module:
     overlay = None
     if weights not in (None, PRETRAINED):
         read_weights(Path(str(weights)))  # names what is wrong with the file, which timm does not
@@ -192,12 +212,21 @@ def _create_timm(wanted: TimmArchitecture, weights: str | Path | None) -> nn.Mod
             num_classes=wanted.num_classes,
             pretrained=weights is not None,
             pretrained_cfg_overlay=overlay,
+            **options,
         )
     except Exception as error:  # downloading raises the errors of several HTTP libraries
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         hint = "; give a local file instead" if weights == PRETRAINED else ""
         raise ValueError(f"cannot load weights of timm/{wanted.name}: {reason}{hint}") from error
     return model
+
+
+def _stem(name: str | None) -> NASNetConfig:
+    if name is None:
+        return CIFAR
+    if name not in STEMS:
+        raise ValueError(f"stem {name!r} is unknown; choose from {sorted(STEMS)}")
+    return STEMS[name]
 
 
 def _timm() -> ModuleType:
@@ -223,7 +252,3 @@ def _close(name: str) -> str:
         names += [_TIMM + model for model in _timm().list_models()]
     found = difflib.get_close_matches(name, names, n=3)
     return f"; did you mean {' or '.join(found)}?" if found else ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"

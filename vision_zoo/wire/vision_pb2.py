@@ -24,31 +24,75 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvision_zoo/wire/vision.proto\x12\x12\x65\x61rsight.vision.v1\">\n\x0f\x43lassifyRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\x05\"m\n\x10\x43lassifyResponse\x12\x33\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x1e.earsight.vision.v1.Prediction\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"a\n\x15\x43lassifyStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32#.earsight.vision.v1.ClassifyRequest\"\x9c\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x38\n\x08response\x18\x02 \x01(\x0b\x32$.earsight.vision.v1.ClassifyResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.earsight.vision.v1.ErrorH\x00\x42\x08\n\x06result\"&\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.earsight.vision.v1.Model\"^\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x12\n\ninput_size\x18\x04 \x01(\x05\x12\x12\n\nparameters\x18\x05 \x01(\x03\x32\xa9\x02\n\x06Vision\x12U\n\x08\x43lassify\x12#.earsight.vision.v1.ClassifyRequest\x1a$.earsight.vision.v1.ClassifyResponse\x12k\n\x0e\x43lassifyStream\x12).earsight.vision.v1.ClassifyStreamRequest\x1a*.earsight.vision.v1.ClassifyStreamResponse(\x01\x30\x01\x12[\n\nListModels\x12%.earsight.vision.v1.ListModelsRequest\x1a&.earsight.vision.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cvision_zoo/wire/vision.proto\x12\x12\x65\x61rsight.vision.v1\"\xbb\x01\n\x0f\x43lassifyRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x15\n\rmodel_version\x18\x04 \x01(\t\x12\x10\n\x08priority\x18\x05 \x01(\x05\x12\x15\n\rabstain_below\x18\x06 \x01(\x02\x12;\n\x0b\x65xplanation\x18\x07 \x01(\x0b\x32&.earsight.vision.v1.ExplanationRequest\"S\n\x12\x45xplanationRequest\x12\x12\n\x05index\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x0f\n\x07overlay\x18\x02 \x01(\x08\x12\x0e\n\x06values\x18\x03 \x01(\x08\x42\x08\n\x06_index\"\xec\x01\n\x10\x43lassifyResponse\x12\x33\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x1e.earsight.vision.v1.Prediction\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\x1c\n\x14preprocessing_sha256\x18\x05 \x01(\t\x12\x11\n\tabstained\x18\x06 \x01(\x08\x12\x34\n\x0b\x65xplanation\x18\x07 \x01(\x0b\x32\x1f.earsight.vision.v1.Explanation\"{\n\x0b\x45xplanation\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06method\x18\x03 \x01(\t\x12\x0f\n\x07overlay\x18\x04 \x01(\x0c\x12\x0e\n\x06height\x18\x05 \x01(\x05\x12\r\n\x05width\x18\x06 \x01(\x05\x12\x0e\n\x06values\x18\x07 \x03(\x02\"?\n\nPrediction\x12\r\n\x05index\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"a\n\x15\x43lassifyStreamRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x34\n\x07request\x18\x02 \x01(\x0b\x32#.earsight.vision.v1.ClassifyRequest\"\x9c\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x38\n\x08response\x18\x02 \x01(\x0b\x32$.earsight.vision.v1.ClassifyResponseH\x00\x12*\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x19.earsight.vision.v1.ErrorH\x00\x42\x08\n\x06result\"&\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.earsight.vision.v1.Model\"\xa5\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06labels\x18\x03 \x03(\t\x12\x12\n\ninput_size\x18\x04 \x01(\x05\x12\x12\n\nparameters\x18\x05 \x01(\x03\x12\x16\n\x0eweights_sha256\x18\x06 \x01(\t\x12\x1c\n\x14preprocessing_sha256\x18\x07 \x01(\t\x12\x0f\n\x07\x61liases\x18\x08 \x03(\t\"U\n\x0c\x45mbedRequest\x12\r\n\x05image\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\"~\n\rEmbedResponse\x12\x11\n\tembedding\x18\x01 \x03(\x02\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\x1c\n\x14preprocessing_sha256\x18\x05 \x01(\t\"\x9a\x01\n\x19RegisterEmbeddingsRequest\x12\x38\n\x06header\x18\x01 \x01(\x0b\x32&.earsight.vision.v1.EmbeddingSetHeaderH\x00\x12\x38\n\x06member\x18\x02 \x01(\x0b\x32&.earsight.vision.v1.EmbeddingSetMemberH\x00\x42\t\n\x07\x63ontent\"H\n\x12\x45mbeddingSetHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"\x7f\n\x12\x45mbeddingSetMember\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0f\n\x05image\x18\x03 \x01(\x0cH\x00\x12\x32\n\tembedding\x18\x04 \x01(\x0b\x32\x1d.earsight.vision.v1.EmbeddingH\x00\x42\t\n\x07\x63ontent\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"a\n\x0c\x45mbeddingSet\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07members\x18\x02 \x01(\x03\x12\x0c\n\x04size\x18\x03 \x01(\x05\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rmodel_version\x18\x05 \x01(\t\"\x87\x01\n\rSearchRequest\x12\x0b\n\x03set\x18\x01 \x01(\t\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x12\x32\n\tembedding\x18\x03 \x01(\x0b\x32\x1d.earsight.vision.v1.EmbeddingH\x00\x12\t\n\x01k\x18\x04 \x01(\x05\x12\x10\n\x08priority\x18\x05 \x01(\x05\x42\x07\n\x05query\"\x9f\x01\n\x0eSearchResponse\x12\x31\n\nneighbours\x18\x01 \x03(\x0b\x32\x1d.earsight.vision.v1.Neighbour\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x04 \x01(\t\x12\x1c\n\x14preprocessing_sha256\x18\x05 \x01(\t\":\n\tNeighbour\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x12\n\nsimilarity\x18\x03 \x01(\x02\"\x1a\n\x18ListEmbeddingSetsRequest\"K\n\x19ListEmbeddingSetsResponse\x12.\n\x04sets\x18\x01 \x03(\x0b\x32 .earsight.vision.v1.EmbeddingSet\")\n\x19\x44\x65leteEmbeddingSetRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1c\n\x1a\x44\x65leteEmbeddingSetResponse\"b\n\x0fRegisterRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".earsight.vision.v1.RegisterHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"b\n\x0eRegisterHeader\x12\x0e\n\x06\x66older\x18\x01 \x01(\t\x12\x31\n\x05\x66iles\x18\x02 \x03(\x0b\x32\".earsight.vision.v1.RegisteredFile\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"=\n\x0eRegisteredFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"<\n\x10RegisterResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.earsight.vision.v1.Model\"F\n\x0fSetAliasRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rmodel_version\x18\x03 \x01(\t\"<\n\x10SetAliasResponse\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.earsight.vision.v1.Model2\xc8\x07\n\x06Vision\x12U\n\x08\x43lassify\x12#.earsight.vision.v1.ClassifyRequest\x1a$.earsight.vision.v1.ClassifyResponse\x12k\n\x0e\x43lassifyStream\x12).earsight.vision.v1.ClassifyStreamRequest\x1a*.earsight.vision.v1.ClassifyStreamResponse(\x01\x30\x01\x12[\n\nListModels\x12%.earsight.vision.v1.ListModelsRequest\x1a&.earsight.vision.v1.ListModelsResponse\x12L\n\x05\x45mbed\x12 .earsight.vision.v1.EmbedRequest\x1a!.earsight.vision.v1.EmbedResponse\x12g\n\x12RegisterEmbeddings\x12-.earsight.vision.v1.RegisterEmbeddingsRequest\x1a .earsight.vision.v1.EmbeddingSet(\x01\x12O\n\x06Search\x12!.earsight.vision.v1.SearchRequest\x1a\".earsight.vision.v1.SearchResponse\x12p\n\x11ListEmbeddingSets\x12,.earsight.vision.v1.ListEmbeddingSetsRequest\x1a-.earsight.vision.v1.ListEmbeddingSetsResponse\x12s\n\x12\x44\x65leteEmbeddingSet\x12-.earsight.vision.v1.DeleteEmbeddingSetRequest\x1a..earsight.vision.v1.DeleteEmbeddingSetResponse\x12W\n\x08Register\x12#.earsight.vision.v1.RegisterRequest\x1a$.earsight.vision.v1.RegisterResponse(\x01\x12U\n\x08SetAlias\x12#.earsight.vision.v1.SetAliasRequest\x1a$.earsight.vision.v1.SetAliasResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'vision_zoo.wire.vision_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CLASSIFYREQUEST']._serialized_start=52
-  _globals['_CLASSIFYREQUEST']._serialized_end=114
-  _globals['_CLASSIFYRESPONSE']._serialized_start=116
-  _globals['_CLASSIFYRESPONSE']._serialized_end=225
-  _globals['_PREDICTION']._serialized_start=227
-  _globals['_PREDICTION']._serialized_end=290
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=292
-  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=389
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=392
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=548
-  _globals['_ERROR']._serialized_start=550
-  _globals['_ERROR']._serialized_end=588
-  _globals['_LISTMODELSREQUEST']._serialized_start=590
-  _globals['_LISTMODELSREQUEST']._serialized_end=609
-  _globals['_LISTMODELSRESPONSE']._serialized_start=611
-  _globals['_LISTMODELSRESPONSE']._serialized_end=674
-  _globals['_MODEL']._serialized_start=676
-  _globals['_MODEL']._serialized_end=770
-  _globals['_VISION']._serialized_start=773
-  _globals['_VISION']._serialized_end=1070
+  _globals['_CLASSIFYREQUEST']._serialized_start=53
+  _globals['_CLASSIFYREQUEST']._serialized_end=240
+  _globals['_EXPLANATIONREQUEST']._serialized_start=242
+  _globals['_EXPLANATIONREQUEST']._serialized_end=325
+  _globals['_CLASSIFYRESPONSE']._serialized_start=328
+  _globals['_CLASSIFYRESPONSE']._serialized_end=564
+  _globals['_EXPLANATION']._serialized_start=566
+  _globals['_EXPLANATION']._serialized_end=689
+  _globals['_PREDICTION']._serialized_start=691
+  _globals['_PREDICTION']._serialized_end=754
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_start=756
+  _globals['_CLASSIFYSTREAMREQUEST']._serialized_end=853
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=856
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1012
+  _globals['_ERROR']._serialized_start=1014
+  _globals['_ERROR']._serialized_end=1052
+  _globals['_LISTMODELSREQUEST']._serialized_start=1054
+  _globals['_LISTMODELSREQUEST']._serialized_end=1073
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1075
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1138
+  _globals['_MODEL']._serialized_start=1141
+  _globals['_MODEL']._serialized_end=1306
+  _globals['_EMBEDREQUEST']._serialized_start=1308
+  _globals['_EMBEDREQUEST']._serialized_end=1393
+  _globals['_EMBEDRESPONSE']._serialized_start=1395
+  _globals['_EMBEDRESPONSE']._serialized_end=1521
+  _globals['_REGISTEREMBEDDINGSREQUEST']._serialized_start=1524
+  _globals['_REGISTEREMBEDDINGSREQUEST']._serialized_end=1678
+  _globals['_EMBEDDINGSETHEADER']._serialized_start=1680
+  _globals['_EMBEDDINGSETHEADER']._serialized_end=1752
+  _globals['_EMBEDDINGSETMEMBER']._serialized_start=1754
+  _globals['_EMBEDDINGSETMEMBER']._serialized_end=1881
+  _globals['_EMBEDDING']._serialized_start=1883
+  _globals['_EMBEDDING']._serialized_end=1910
+  _globals['_EMBEDDINGSET']._serialized_start=1912
+  _globals['_EMBEDDINGSET']._serialized_end=2009
+  _globals['_SEARCHREQUEST']._serialized_start=2012
+  _globals['_SEARCHREQUEST']._serialized_end=2147
+  _globals['_SEARCHRESPONSE']._serialized_start=2150
+  _globals['_SEARCHRESPONSE']._serialized_end=2309
+  _globals['_NEIGHBOUR']._serialized_start=2311
+  _globals['_NEIGHBOUR']._serialized_end=2369
+  _globals['_LISTEMBEDDINGSETSREQUEST']._serialized_start=2371
+  _globals['_LISTEMBEDDINGSETSREQUEST']._serialized_end=2397
+  _globals['_LISTEMBEDDINGSETSRESPONSE']._serialized_start=2399
+  _globals['_LISTEMBEDDINGSETSRESPONSE']._serialized_end=2474
+  _globals['_DELETEEMBEDDINGSETREQUEST']._serialized_start=2476
+  _globals['_DELETEEMBEDDINGSETREQUEST']._serialized_end=2517
+  _globals['_DELETEEMBEDDINGSETRESPONSE']._serialized_start=2519
+  _globals['_DELETEEMBEDDINGSETRESPONSE']._serialized_end=2547
+  _globals['_REGISTERREQUEST']._serialized_start=2549
+  _globals['_REGISTERREQUEST']._serialized_end=2647
+  _globals['_REGISTERHEADER']._serialized_start=2649
+  _globals['_REGISTERHEADER']._serialized_end=2747
+  _globals['_REGISTEREDFILE']._serialized_start=2749
+  _globals['_REGISTEREDFILE']._serialized_end=2810
+  _globals['_REGISTERRESPONSE']._serialized_start=2812
+  _globals['_REGISTERRESPONSE']._serialized_end=2872
+  _globals['_SETALIASREQUEST']._serialized_start=2874
+  _globals['_SETALIASREQUEST']._serialized_end=2944
+  _globals['_SETALIASRESPONSE']._serialized_start=2946
+  _globals['_SETALIASRESPONSE']._serialized_end=3006
+  _globals['_VISION']._serialized_start=3009
+  _globals['_VISION']._serialized_end=3977
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,41 @@ class VisionStub:
                 request_serializer=vision__zoo_dot_wire_dot_vision__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/earsight.vision.v1.Vision/Embed',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.RegisterEmbeddings = channel.stream_unary(
+                '/earsight.vision.v1.Vision/RegisterEmbeddings',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.RegisterEmbeddingsRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.EmbeddingSet.FromString,
+                _registered_method=True)
+        self.Search = channel.unary_unary(
+                '/earsight.vision.v1.Vision/Search',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.SearchRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.SearchResponse.FromString,
+                _registered_method=True)
+        self.ListEmbeddingSets = channel.unary_unary(
+                '/earsight.vision.v1.Vision/ListEmbeddingSets',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.ListEmbeddingSetsRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.ListEmbeddingSetsResponse.FromString,
+                _registered_method=True)
+        self.DeleteEmbeddingSet = channel.unary_unary(
+                '/earsight.vision.v1.Vision/DeleteEmbeddingSet',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.DeleteEmbeddingSetRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.DeleteEmbeddingSetResponse.FromString,
+                _registered_method=True)
+        self.Register = channel.stream_unary(
+                '/earsight.vision.v1.Vision/Register',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.RegisterRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.RegisterResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/earsight.vision.v1.Vision/SetAlias',
+                request_serializer=vision__zoo_dot_wire_dot_vision__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=vision__zoo_dot_wire_dot_vision__pb2.SetAliasResponse.FromString,
+                _registered_method=True)
 
 
 class VisionServicer:
@@ -76,6 +111,55 @@ class VisionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """One image to the features that the model's last layer reads.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterEmbeddings(self, request_iterator, context):
+        """A set of labelled embeddings that Search looks in, from images or embeddings. Replaces a set of the same name when
+        the whole stream has been read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Search(self, request, context):
+        """The nearest members of a set, exactly, by cosine similarity.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEmbeddingSets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEmbeddingSet(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Register(self, request_iterator, context):
+        """A trained bundle becomes a served model, without a restart. PERMISSION_DENIED unless the server was started with a
+        folder for such bundles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Points an alias at a model's version; guarded as Register is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VisionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +177,41 @@ def add_VisionServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.ListModelsRequest.FromString,
                     response_serializer=vision__zoo_dot_wire_dot_vision__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.EmbedRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.EmbedResponse.SerializeToString,
+            ),
+            'RegisterEmbeddings': grpc.stream_unary_rpc_method_handler(
+                    servicer.RegisterEmbeddings,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.RegisterEmbeddingsRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.EmbeddingSet.SerializeToString,
+            ),
+            'Search': grpc.unary_unary_rpc_method_handler(
+                    servicer.Search,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.SearchRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.SearchResponse.SerializeToString,
+            ),
+            'ListEmbeddingSets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEmbeddingSets,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.ListEmbeddingSetsRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.ListEmbeddingSetsResponse.SerializeToString,
+            ),
+            'DeleteEmbeddingSet': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteEmbeddingSet,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.DeleteEmbeddingSetRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.DeleteEmbeddingSetResponse.SerializeToString,
+            ),
+            'Register': grpc.stream_unary_rpc_method_handler(
+                    servicer.Register,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.RegisterRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.RegisterResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=vision__zoo_dot_wire_dot_vision__pb2.SetAliasRequest.FromString,
+                    response_serializer=vision__zoo_dot_wire_dot_vision__pb2.SetAliasResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +295,195 @@ class Vision:
             '/earsight.vision.v1.Vision/ListModels',
             vision__zoo_dot_wire_dot_vision__pb2.ListModelsRequest.SerializeToString,
             vision__zoo_dot_wire_dot_vision__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/earsight.vision.v1.Vision/Embed',
+            vision__zoo_dot_wire_dot_vision__pb2.EmbedRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterEmbeddings(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/earsight.vision.v1.Vision/RegisterEmbeddings',
+            vision__zoo_dot_wire_dot_vision__pb2.RegisterEmbeddingsRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.EmbeddingSet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Search(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/earsight.vision.v1.Vision/Search',
+            vision__zoo_dot_wire_dot_vision__pb2.SearchRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.SearchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEmbeddingSets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/earsight.vision.v1.Vision/ListEmbeddingSets',
+            vision__zoo_dot_wire_dot_vision__pb2.ListEmbeddingSetsRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.ListEmbeddingSetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteEmbeddingSet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/earsight.vision.v1.Vision/DeleteEmbeddingSet',
+            vision__zoo_dot_wire_dot_vision__pb2.DeleteEmbeddingSetRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.DeleteEmbeddingSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Register(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/earsight.vision.v1.Vision/Register',
+            vision__zoo_dot_wire_dot_vision__pb2.RegisterRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.RegisterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/earsight.vision.v1.Vision/SetAlias',
+            vision__zoo_dot_wire_dot_vision__pb2.SetAliasRequest.SerializeToString,
+            vision__zoo_dot_wire_dot_vision__pb2.SetAliasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,22 @@ class VisionStub:
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_vision_pb2.ListModelsRequest, _vision_pb2.ListModelsResponse]
     """What this server has loaded, the default model first."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_vision_pb2.EmbedRequest, _vision_pb2.EmbedResponse]
+    """One image to the features that the model's last layer reads."""
+    RegisterEmbeddings: _grpc.StreamUnaryMultiCallable[_vision_pb2.RegisterEmbeddingsRequest, _vision_pb2.EmbeddingSet]
+    """A set of labelled embeddings that Search looks in, from images or embeddings. Replaces a set of the same name when
+    the whole stream has been read.
+    """
+    Search: _grpc.UnaryUnaryMultiCallable[_vision_pb2.SearchRequest, _vision_pb2.SearchResponse]
+    """The nearest members of a set, exactly, by cosine similarity."""
+    ListEmbeddingSets: _grpc.UnaryUnaryMultiCallable[_vision_pb2.ListEmbeddingSetsRequest, _vision_pb2.ListEmbeddingSetsResponse]
+    DeleteEmbeddingSet: _grpc.UnaryUnaryMultiCallable[_vision_pb2.DeleteEmbeddingSetRequest, _vision_pb2.DeleteEmbeddingSetResponse]
+    Register: _grpc.StreamUnaryMultiCallable[_vision_pb2.RegisterRequest, _vision_pb2.RegisterResponse]
+    """A trained bundle becomes a served model, without a restart. PERMISSION_DENIED unless the server was started with a
+    folder for such bundles.
+    """
+    SetAlias: _grpc.UnaryUnaryMultiCallable[_vision_pb2.SetAliasRequest, _vision_pb2.SetAliasResponse]
+    """Points an alias at a model's version; guarded as Register is."""
 
 @_typing.type_check_only
 class VisionAsyncStub(VisionStub):
@@ -51,6 +67,22 @@ class VisionAsyncStub(VisionStub):
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_vision_pb2.ListModelsRequest, _vision_pb2.ListModelsResponse]  # type: ignore[assignment]
     """What this server has loaded, the default model first."""
+    Embed: _aio.UnaryUnaryMultiCallable[_vision_pb2.EmbedRequest, _vision_pb2.EmbedResponse]  # type: ignore[assignment]
+    """One image to the features that the model's last layer reads."""
+    RegisterEmbeddings: _aio.StreamUnaryMultiCallable[_vision_pb2.RegisterEmbeddingsRequest, _vision_pb2.EmbeddingSet]  # type: ignore[assignment]
+    """A set of labelled embeddings that Search looks in, from images or embeddings. Replaces a set of the same name when
+    the whole stream has been read.
+    """
+    Search: _aio.UnaryUnaryMultiCallable[_vision_pb2.SearchRequest, _vision_pb2.SearchResponse]  # type: ignore[assignment]
+    """The nearest members of a set, exactly, by cosine similarity."""
+    ListEmbeddingSets: _aio.UnaryUnaryMultiCallable[_vision_pb2.ListEmbeddingSetsRequest, _vision_pb2.ListEmbeddingSetsResponse]  # type: ignore[assignment]
+    DeleteEmbeddingSet: _aio.UnaryUnaryMultiCallable[_vision_pb2.DeleteEmbeddingSetRequest, _vision_pb2.DeleteEmbeddingSetResponse]  # type: ignore[assignment]
+    Register: _aio.StreamUnaryMultiCallable[_vision_pb2.RegisterRequest, _vision_pb2.RegisterResponse]  # type: ignore[assignment]
+    """A trained bundle becomes a served model, without a restart. PERMISSION_DENIED unless the server was started with a
+    folder for such bundles.
+    """
+    SetAlias: _aio.UnaryUnaryMultiCallable[_vision_pb2.SetAliasRequest, _vision_pb2.SetAliasResponse]  # type: ignore[assignment]
+    """Points an alias at a model's version; guarded as Register is."""
 
 class VisionServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -78,5 +110,63 @@ class VisionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_vision_pb2.ListModelsResponse, _abc.Awaitable[_vision_pb2.ListModelsResponse]]:
         """What this server has loaded, the default model first."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _vision_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.EmbedResponse, _abc.Awaitable[_vision_pb2.EmbedResponse]]:
+        """One image to the features that the model's last layer reads."""
+
+    @_abc_1.abstractmethod
+    def RegisterEmbeddings(
+        self,
+        request_iterator: _MaybeAsyncIterator[_vision_pb2.RegisterEmbeddingsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.EmbeddingSet, _abc.Awaitable[_vision_pb2.EmbeddingSet]]:
+        """A set of labelled embeddings that Search looks in, from images or embeddings. Replaces a set of the same name when
+        the whole stream has been read.
+        """
+
+    @_abc_1.abstractmethod
+    def Search(
+        self,
+        request: _vision_pb2.SearchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.SearchResponse, _abc.Awaitable[_vision_pb2.SearchResponse]]:
+        """The nearest members of a set, exactly, by cosine similarity."""
+
+    @_abc_1.abstractmethod
+    def ListEmbeddingSets(
+        self,
+        request: _vision_pb2.ListEmbeddingSetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.ListEmbeddingSetsResponse, _abc.Awaitable[_vision_pb2.ListEmbeddingSetsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteEmbeddingSet(
+        self,
+        request: _vision_pb2.DeleteEmbeddingSetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.DeleteEmbeddingSetResponse, _abc.Awaitable[_vision_pb2.DeleteEmbeddingSetResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Register(
+        self,
+        request_iterator: _MaybeAsyncIterator[_vision_pb2.RegisterRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.RegisterResponse, _abc.Awaitable[_vision_pb2.RegisterResponse]]:
+        """A trained bundle becomes a served model, without a restart. PERMISSION_DENIED unless the server was started with a
+        folder for such bundles.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAlias(
+        self,
+        request: _vision_pb2.SetAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_vision_pb2.SetAliasResponse, _abc.Awaitable[_vision_pb2.SetAliasResponse]]:
+        """Points an alias at a model's version; guarded as Register is."""
 
 def add_VisionServicer_to_server(servicer: VisionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

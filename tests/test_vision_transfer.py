@@ -1,0 +1,311 @@
+"""Transfer: what freezes and when, rates by depth, initial weights, mixing, averages, photographs, the command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from training.fit import main
+from training.vision_data import VisionData, load_images
+from training.vision_files import ImageFiles
+from training.vision_finetune import FinetuneOptions, layer_depths, parameter_groups, prepare_epoch
+from training.vision_initial import Initial, load_initial, read_initial
+from training.vision_module import VisionOptions, mix
+from training.vision_photos import PhotoOptions, load_photos, shrink
+from vision_zoo import bundle, zoo
+from vision_zoo.nasnet import CIFAR, NASNet
+from vision_zoo.transforms import Preprocessing
+
+CONFIG = replace(CIFAR, cells=1, filters=48, stem_stride=2, num_classes=3, auxiliary=False)
+HEAD = {"classifier.weight", "classifier.bias"}
+
+
+def learning(network: nn.Module) -> set[str]:
+    return {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# Freezing
+
+
+def test_gradual_tuning_begins_with_the_head() -> None:
+    network, options = NASNet(CONFIG), FinetuneOptions("gradual", unfreeze_after=2)
+    for epoch, frozen in ((0, True), (1, True), (2, False), (1, True)):
+        prepare_epoch(network, options, epoch)
+        assert learning(network) == (HEAD if frozen else {name for name, _ in network.named_parameters()})
+        assert network.cells[0].training is not frozen and network.classifier.training
+
+
+def test_a_frozen_backbone_of_timm_rests() -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    prepare_epoch(network, FinetuneOptions("head"), 7)
+    network(torch.rand(4, 3, 32, 32)).sum().backward()
+    assert learning(network) == {"fc.weight", "fc.bias"}
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_learns() -> None:
+    network = NASNet(CONFIG)
+    prepare_epoch(network, FinetuneOptions(freeze_batch_norm=True), 0)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network(torch.rand(4, 3, 32, 32)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+    assert len(learning(network)) == len(list(network.parameters()))
+    prepare_epoch(network, FinetuneOptions(), 0)
+    network(torch.rand(4, 3, 32, 32))
+    assert not all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
+@pytest.mark.parametrize("wrong", [{"tune": "some"}, {"layer_decay": 0.0}, {"unfreeze_after": 0}])
+def test_wrong_options_are_named(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        FinetuneOptions(**wrong)  # type: ignore[arg-type]
+
+
+# Rates by depth
+
+
+def test_rates_fall_towards_the_input() -> None:
+    network = NASNet(CONFIG)
+    depths = layer_depths(network)
+    assert depths["stem.0.weight"] == 0 and depths["classifier.weight"] == len(network.cells) + 1
+    assert {depths[name] for name in depths if name.startswith("cells.2.")} == {3}
+    groups = parameter_groups(network, 0.1, 0.01, layer_decay=0.5)
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert rate.keys() == {id(parameter) for parameter in network.parameters()}
+    assert rate[id(network.classifier.bias)] == 0.1
+    assert rate[id(network.stem[0].weight)] == pytest.approx(0.1 * 0.5 ** (len(network.cells) + 1))  # type: ignore[index]
+    for group in groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] > 0}
+
+
+def test_models_of_timm_say_their_order() -> None:
+    network: Any = timm.create_model("test_vit", num_classes=3)
+    groups = parameter_groups(network, 1.0, 0.01, layer_decay=0.5)
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    first, second = network.blocks[0].attn.qkv.weight, network.blocks[1].attn.qkv.weight
+    assert rate[id(first)] == pytest.approx(0.5 * rate[id(second)]) and rate[id(network.head.weight)] == 1.0
+    unmoved = {id(parameter) for group in groups if not group["weight_decay"] for parameter in group["params"]}
+    assert id(network.pos_embed) in unmoved, "timm excludes it from weight decay"
+    assert len(parameter_groups(network, 1.0, 0.01, layer_decay=1.0)) == 2
+    with pytest.raises(ValueError, match="--layer-decay: Linear"):
+        layer_depths(nn.Linear(2, 2))
+
+
+# Initial weights
+
+
+def saved(tmp_path: Path) -> bundle.VisionBundle:
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(size=48)
+    return bundle.save(
+        tmp_path / "old",
+        name="old",
+        version="1",
+        model=NASNet(CONFIG),
+        labels=("x", "y", "z"),
+        preprocessing=preprocessing,
+        card="",
+    )
+
+
+def test_a_bundle_of_other_labels_lends_its_backbone(tmp_path: Path) -> None:
+    old = saved(tmp_path)
+    initial = read_initial(str(tmp_path / "old"))
+    assert initial.architecture == zoo.NASNetArchitecture(CONFIG) and initial.preprocessing == Preprocessing(size=48)
+    network = NASNet(replace(CONFIG, num_classes=2))
+    assert set(load_initial(network, initial, ("a", "b"))) == HEAD
+    theirs = old.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items() if name not in HEAD)
+    same = NASNet(CONFIG)
+    assert load_initial(same, initial, ("x", "y", "z")) == []
+    assert torch.equal(same.state_dict()["classifier.weight"], theirs["classifier.weight"])
+    assert set(load_initial(NASNet(CONFIG), initial, ("x", "z", "y"))) == HEAD, "as many labels, but others"
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--initial file: weights do not fit"):
+        load_initial(NASNet(replace(CONFIG, cells=2)), Initial("file", NASNet(CONFIG).state_dict()), ("a", "b", "c"))
+
+
+def test_a_missing_auxiliary_head_starts_afresh(tmp_path: Path) -> None:
+    network = NASNet(replace(CONFIG, auxiliary=True, input_size=64))
+    afresh = load_initial(network, Initial("file", NASNet(CONFIG).state_dict()), ("a", "b", "c"))
+    assert afresh and all(name.startswith("auxiliary.") for name in afresh)
+
+
+# Mixing
+
+
+@pytest.mark.parametrize("options", [VisionOptions(mixup=1.0), VisionOptions(cutmix=1.0)])
+def test_targets_are_mixed_as_the_images_are(options: VisionOptions) -> None:
+    """Image i is all ones in channel i, so the mean of a channel is the share of its image."""
+    images = torch.eye(3)[:, :, None, None].expand(3, 3, 16, 16).contiguous()
+    torch.manual_seed(1)
+    mixed, targets = mix(images, torch.arange(3), options, 3)
+    assert torch.allclose(mixed.mean((2, 3)), targets, atol=1e-6)
+    assert 0 < float(targets[0].amax()) < 1
+    torch.manual_seed(1)
+    assert torch.equal(mix(images, torch.arange(3), options, 3)[0], mixed)
+
+
+def test_without_mixing_everything_stays() -> None:
+    images, targets = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    assert mix(images, targets, VisionOptions(), 2) == (images, targets)
+
+
+# Photographs
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 12 photographs of 60 x 48: bright above dark, and the other way round."""
+    root = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name, rows in (("dark floor", slice(0, 24)), ("dark sky", slice(24, 48))):
+        (root / name).mkdir()
+        for index in range(12):
+            pixels = random.integers(0, 60, (48, 60, 3), dtype=np.uint8)
+            pixels[rows] += 150
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+def listed(root: Path) -> ImageFiles:
+    paths = tuple(sorted(root.rglob("*.png")))
+    return ImageFiles(paths, tuple(int("sky" in path.parent.name) for path in paths), ("dark floor", "dark sky"))
+
+
+def test_what_is_drawn_depends_on_seed_epoch_and_image_only(pictures: Path) -> None:
+    photos = load_photos(listed(pictures), Preprocessing(size=32), PhotoOptions(), seed=1)
+    state = torch.random.get_rng_state()
+    images, targets = photos.read(3, torch.tensor([5, 20]))
+    assert torch.equal(torch.random.get_rng_state(), state), "the step's generator is left alone"
+    assert images.shape == (2, 3, 32, 32) and images.dtype == torch.uint8 and targets.tolist() == [0, 1]
+    assert torch.equal(photos.read(3, torch.tensor([20]))[0][0], images[1])
+    assert not torch.equal(photos.read(4, torch.tensor([20]))[0][0], images[1])
+    other = load_photos(listed(pictures), Preprocessing(size=32), PhotoOptions(), seed=2)
+    assert not torch.equal(other.read(3, torch.tensor([20]))[0][0], images[1])
+
+
+def test_photographs_too_many_to_keep_are_read_each_time(pictures: Path) -> None:
+    kept = load_photos(listed(pictures), Preprocessing(size=32), PhotoOptions(), seed=1)
+    unkept = load_photos(listed(pictures), Preprocessing(size=32), PhotoOptions(), seed=1, limit=1000)
+    assert kept.kept and not unkept.kept
+    indices = torch.tensor([3, 17])
+    assert torch.equal(kept.read(2, indices)[0], unkept.read(2, indices)[0])
+
+
+def test_two_readers_give_the_same_batches(pictures: Path) -> None:
+    photos = load_photos(listed(pictures), Preprocessing(size=32), PhotoOptions(), seed=1)
+    found = []
+    for workers in (0, 2):
+        data = VisionData(photos, load_images(listed(pictures), Preprocessing(size=32)), 4, seed=1, workers=workers)
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(5)  # type: ignore[attr-defined]
+        found.append(torch.cat([images for images, _ in loader]))
+    assert torch.equal(*found)
+
+
+def test_kept_photographs_have_room_for_crops() -> None:
+    assert shrink(torch.zeros(3, 480, 640, dtype=torch.uint8), 32).shape == (3, 48, 64)
+    assert shrink(torch.zeros(3, 40, 20, dtype=torch.uint8), 32).shape == (3, 40, 20), "nothing is enlarged"
+    assert shrink(torch.zeros(3, 100, 1000, dtype=torch.uint8), 32).shape == (3, 48, 144), "ends are cut off"
+    plain = PhotoOptions(crop_area=1.0, flip=False, colour=0.0).transform(8)
+    assert torch.equal(plain(torch.full((3, 8, 8), 7, dtype=torch.uint8)), torch.full((3, 8, 8), 7, dtype=torch.uint8))
+
+
+# The command
+
+
+def fit(pictures: Path, out: Path, *more: str) -> int:
+    common = ["--out", str(out), "--batch-size", "8", "--validation", "8", "--quiet", "--accelerator", "cpu"]
+    return main(["vision", "--data", str(pictures), *common, *more])
+
+
+def test_one_command_transfers_calibrates_and_reports(pictures: Path, tmp_path: Path) -> None:
+    saved(tmp_path)
+    out = tmp_path / "run"
+    given = ["--initial", str(tmp_path / "old"), "--epochs", "4", "--learning-rate", "0.01", "--name", "floors"]
+    assert fit(pictures, out, *given, "--ema", "0.9", "--mixup", "0.2", "--class-weights", "balanced", "--report") == 0
+    made = bundle.load(out / "bundle")
+    assert made.labels == ("dark floor", "dark sky") and made.name == "floors"
+    assert made.preprocessing.size == 48 and made.temperature != 1.0 and made.weights_sha256
+    with (out / "validation.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 8
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert report["images"] == 8 and report["temperature"] == made.temperature
+    assert report["calibration"]["after"]["log_loss"] <= report["calibration"]["before"]["log_loss"]
+    assert "data:image/png;base64," in (out / "report" / "report.html").read_text()
+
+
+def test_a_linear_probe_leaves_the_backbone_alone(pictures: Path, tmp_path: Path) -> None:
+    old = saved(tmp_path).model.state_dict()
+    assert fit(pictures, tmp_path / "run", "--initial", str(tmp_path / "old"), "--epochs", "1", "--tune", "head") == 0
+    new = bundle.load(tmp_path / "run" / "bundle").model.state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in new.items() if name not in HEAD)
+
+
+def test_a_resumed_transfer_ends_with_the_same_weights(pictures: Path, tmp_path: Path) -> None:
+    """Across the epoch in which everything unfreezes, with averaged weights and mixing."""
+    given = ["--initial", str(saved(tmp_path).folder), "--ema", "0.9", "--mixup", "0.2", "--cutmix", "1"]
+    given += ["--unfreeze-after", "2"]
+    assert fit(pictures, tmp_path / "whole", *given, "--epochs", "3") == 0
+    torch.manual_seed(5)
+
+    class StopError(Exception):
+        pass
+
+    def stop(callback: object, trainer: object, module: object) -> None:
+        if trainer.current_epoch == 1:  # type: ignore[attr-defined]
+            raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.trainer.StepSeed.on_train_epoch_start", stop, raising=False)
+        with pytest.raises(StopError):
+            fit(pictures, tmp_path / "cut", *given, "--epochs", "3")
+    assert fit(pictures, tmp_path / "cut", *given, "--epochs", "3", "--resume") == 0
+    whole, cut = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "cut"))
+    for part in ("state_dict", "trained"):
+        assert whole[part].keys() == cut[part].keys()
+        assert all(torch.equal(value, cut[part][name]) for name, value in whole[part].items()), part
+    assert any(not torch.equal(value, whole["trained"][name]) for name, value in whole["state_dict"].items())
+
+
+def test_a_learning_rate_is_found(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.lr_finder.STEPS", 20)
+    assert fit(pictures, tmp_path / "run", "--backbone", "timm/test_resnet", "--input-size", "48", "--find-lr") == 0
+    assert "--learning-rate" in capsys.readouterr().out
+    with (tmp_path / "run" / "lr.csv").open() as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert len(rates) > 10 and rates == sorted(rates)
+    assert not (tmp_path / "run" / "best.ckpt").exists()
+
+
+def test_backbone_and_bundle_are_not_both_named(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(pictures, tmp_path / "run", "--initial", str(saved(tmp_path).folder), "--backbone", "nasnet-a-1@48")
+    assert "name only one" in capsys.readouterr().err

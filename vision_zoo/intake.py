@@ -1,0 +1,89 @@
+"""How images of a request with several of them come to a classifier, for the contracts beside our own.
+
+Decoding needs memory, so a few threads do it, and images that are accepted and not yet answered have places that are
+counted over all calls. A call takes as many places as it has images: refused at once where they are not free, or, on a
+stream, which can be held up, once they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vision_zoo.batcher import QueueFullError
+from vision_zoo.classifier import Classifier
+
+_T = TypeVar("_T")
+
+
+class Intake:
+    """Shared by the services that take images. decoders: threads for what would hold up the event loop."""
+
+    def __init__(self, decoders: Executor, images: int = 64) -> None:
+        self._decoders = decoders
+        self._images = images
+        self._free = images
+        self._freed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def places(self, count: int, wait: bool = False) -> AsyncIterator[None]:
+        """Holds `count` places. Raises ValueError for more than there are, QueueFullError where they are taken."""
+        if count > self._images:
+            raise ValueError(f"{count} images in one request; the limit is {self._images}")
+        if not wait and count > self._free:
+            raise QueueFullError(f"{self._images - self._free} images are in work already; try again later")
+        async with self._freed:
+            await self._freed.wait_for(lambda: count <= self._free)
+            self._free -= count
+        try:
+            yield
+        finally:
+            self._free += count
+            await asyncio.shield(self._tell())
+
+    async def off_loop(self, work: Callable[..., _T], *arguments: object) -> _T:
+        """Runs `work` in one of the decoders' threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
+
+    async def pixels(self, classifier: Classifier, files: Sequence[bytes]) -> list[Tensor]:
+        """Files -> uint8 (3, S, S) of each. Raises ImageError that says which image, where there are several."""
+        return list(await _together(self._read(classifier, index, files) for index in range(len(files))))
+
+    async def probabilities(self, classifier: Classifier, pixels: Sequence[Tensor]) -> Tensor:
+        """B times what Classifier.submit takes -> (B, K). Raises QueueFullError."""
+        waiting = []
+        try:
+            for each in pixels:
+                waiting.append(classifier.submit(each))  # noqa: PERF401 (what is queued must be known on an error)
+            return torch.stack([await asyncio.wrap_future(future) for future in waiting])
+        finally:
+            for future in waiting:  # those of a call that has ended never run; it does nothing to finished ones
+                future.cancel()
+
+    async def _read(self, classifier: Classifier, index: int, files: Sequence[bytes]) -> Tensor:
+        try:
+            return await self.off_loop(classifier.read, files[index])
+        except ValueError as error:
+            if len(files) == 1:
+                raise
+            raise type(error)(f"image {index}: {error}") from error
+
+    async def _tell(self) -> None:
+        async with self._freed:
+            self._freed.notify_all()
+
+
+async def _together(works: Iterable[Coroutine[object, object, _T]]) -> list[_T]:
+    """All results, or the first error, after which none of the others goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,172 @@
+"""Sets of labelled embeddings, and the members of one that are nearest to an image.
+
+The search is exact: one product of the set's matrix with the query. Dimension letters: N members, D embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from vision_zoo import bundle
+
+MAX_BYTES = 256 << 20  # of all sets together
+DEFAULT_K = 5
+
+
+class UnknownSetError(Exception):
+    """No set of that name is registered."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """similarity: cosine, -1 to 1."""
+
+    id: str
+    label: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class EmbeddingSet:
+    """vectors: float32 (N, D) of length 1. The model and the hash of its weights say whose embeddings they are."""
+
+    name: str
+    model: str
+    version: str
+    weights_sha256: str
+    ids: tuple[str, ...]
+    labels: tuple[str, ...]
+    vectors: Tensor
+
+    def search(self, query: Tensor, k: int = DEFAULT_K) -> list[Neighbour]:
+        """query (D,) -> the min(k, N) most similar members, the most similar first. Raises ValueError."""
+        if k < 1:
+            raise ValueError(f"k {k} must be at least 1")
+        if query.shape != self.vectors.shape[1:]:
+            raise ValueError(f"the query has {query.numel()} values; set {self.name!r} has {self.vectors.shape[1]}")
+        values, places = (self.vectors @ _unit(query[None])[0]).topk(min(k, len(self.ids)))
+        found = zip(places.tolist(), values.tolist(), strict=True)
+        return [Neighbour(self.ids[place], self.labels[place], min(1.0, max(-1.0, value))) for place, value in found]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the vectors."""
+        return self.vectors.numel() * self.vectors.element_size()
+
+
+class SetBuilder:
+    """Members one after the other -> a set. `limit`: bytes of vectors that it may grow to."""
+
+    def __init__(self, name: str, model: bundle.VisionBundle, limit: int = MAX_BYTES) -> None:
+        if not bundle.is_name(name):
+            raise ValueError(f"set name {name!r} must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
+        self._name, self._model, self._limit = name, model, limit
+        self._members: list[tuple[str, str, Tensor]] = []
+
+    def add(self, id_: str, label: str, embedding: Tensor) -> None:
+        """embedding: (D,). Raises ValueError."""
+        embedding = embedding.float()
+        if self._members and embedding.shape != self._members[0][2].shape:
+            raise ValueError(f"an embedding has {embedding.numel()} values, the first had {len(self._members[0][2])}")
+        if (len(self._members) + 1) * embedding.numel() * 4 > self._limit:
+            raise ValueError(f"set {self._name!r} is above the limit of {self._limit} bytes of embeddings in all sets")
+        self._members.append((id_, label, _unit(embedding[None])[0]))
+
+    def build(self) -> EmbeddingSet:
+        if not self._members:
+            raise ValueError(f"set {self._name!r} has no members; send at least one")
+        ids, labels, vectors = zip(*self._members, strict=True)
+        of = self._model
+        return EmbeddingSet(self._name, of.name, of.version, of.weights_sha256, ids, labels, torch.stack(vectors))
+
+
+class EmbeddingSets:
+    """All sets of a server, by name; in memory, and as FOLDER/NAME.safetensors where there is a folder."""
+
+    def __init__(self, folder: Path | None = None, limit: int = MAX_BYTES) -> None:
+        self._folder, self._limit = folder, limit
+        self._changing = threading.Lock()
+        found = sorted(folder.glob("*.safetensors")) if folder is not None else []
+        self._sets = {each.name: each for each in map(read, found)}
+
+    def find(self, name: str) -> EmbeddingSet:
+        """Raises UnknownSetError."""
+        try:
+            return self._sets[name]
+        except KeyError:
+            raise UnknownSetError(f"set {name!r} is unknown; choose from {sorted(self._sets)}") from None
+
+    def __iter__(self) -> Iterator[EmbeddingSet]:
+        return iter(self._sets.values())
+
+    def builder(self, name: str, model: bundle.VisionBundle) -> SetBuilder:
+        """For a set that may take the room of the one it replaces."""
+        others = sum(each.size for each in self._sets.values() if each.name != name)
+        return SetBuilder(name, model, self._limit - others)
+
+    def add(self, new: EmbeddingSet) -> None:
+        """Replaces a set of the same name. Raises ValueError above the limit."""
+        with self._changing:
+            sets = {**self._sets, new.name: new}
+            if (size := sum(each.size for each in sets.values())) > self._limit:
+                raise ValueError(f"{size} bytes of embeddings in all sets; the limit is {self._limit}")
+            if self._folder is not None:
+                write(self._folder, new)
+            self._sets = sets
+
+    def delete(self, name: str) -> None:
+        """Raises UnknownSetError."""
+        with self._changing:
+            self.find(name)
+            self._sets = {key: each for key, each in self._sets.items() if key != name}
+            if self._folder is not None:
+                (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+
+def write(folder: Path, embeddings: EmbeddingSet) -> Path:
+    """FOLDER/NAME.safetensors: the vectors, and the rest as JSON among the file's metadata."""
+    described = {
+        "name": embeddings.name,
+        "model": embeddings.model,
+        "version": embeddings.version,
+        "weights_sha256": embeddings.weights_sha256,
+        "ids": embeddings.ids,
+        "labels": embeddings.labels,
+    }
+    file, fresh = folder / f"{embeddings.name}.safetensors", folder / f".{embeddings.name}.new"
+    save_file({"vectors": embeddings.vectors.contiguous()}, fresh, {"embeddings": json.dumps(described)})
+    fresh.replace(file)
+    return file
+
+
+def read(file: Path) -> EmbeddingSet:
+    """Raises ValueError where the file is none of `write`."""
+    try:
+        with safe_open(file, "pt") as opened:
+            vectors, described = opened.get_tensor("vectors"), json.loads(opened.metadata()["embeddings"])
+        described["ids"], described["labels"] = tuple(described["ids"]), tuple(described["labels"])
+        found = EmbeddingSet(**described, vectors=vectors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no set of embeddings: {error}") from error
+    if not len(found.ids) == len(found.labels) == len(vectors):
+        raise ValueError(f"{file}: {len(vectors)} vectors, {len(found.ids)} ids and {len(found.labels)} labels")
+    return found
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """(N, D) -> the same of length 1. Raises ValueError where one has no direction."""
+    if vectors.ndim != 2 or not vectors.numel() or not bool(torch.isfinite(vectors).all()):
+        raise ValueError("an embedding must be a vector of finite numbers")
+    if not bool((vectors != 0).any(1).all()):
+        raise ValueError("an embedding of zeros has no direction")
+    return F.normalize(vectors.float(), dim=1)

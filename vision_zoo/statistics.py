@@ -1,0 +1,77 @@
+"""What a served model has done since it was loaded, under the names that Triton's operators know."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from vision_zoo.batcher import BatchFacts, Dropped
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Counts and seconds since the model was loaded. batches: size -> runs of that size; a bounded set of sizes."""
+
+    succeeded: int = 0
+    failed: int = 0
+    executions: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0  # of runs, each once
+    request_seconds: float = 0.0  # queue and compute of each successful request
+    cancelled: int = 0
+    expired: int = 0
+    refused: int = 0
+    batches: Mapping[int, int] = field(default_factory=dict)
+
+    def as_metrics(self) -> dict[str, float]:
+        """Metric name of Triton -> value; durations in microseconds, as there."""
+        return {
+            "nv_inference_request_success": self.succeeded,
+            "nv_inference_request_failure": self.failed + self.cancelled + self.expired + self.refused,
+            "nv_inference_count": self.succeeded,
+            "nv_inference_exec_count": self.executions,
+            "nv_inference_request_duration_us": 1e6 * self.request_seconds,
+            "nv_inference_queue_duration_us": 1e6 * self.queue_seconds,
+            "nv_inference_compute_infer_duration_us": 1e6 * self.compute_seconds,
+        }
+
+
+class Statistics:
+    """An Observer of a batcher that adds up; `totals` may be read in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._totals = Totals()
+
+    @property
+    def totals(self) -> Totals:
+        return self._totals
+
+    def ran(self, facts: BatchFacts) -> None:
+        size, queued = len(facts.queued), sum(facts.queued)
+        with self._lock:
+            now = self._totals
+            if facts.failed:
+                self._totals = replace(now, failed=now.failed + size)
+                return
+            self._totals = replace(
+                now,
+                succeeded=now.succeeded + size,
+                executions=now.executions + 1,
+                queue_seconds=now.queue_seconds + queued,
+                compute_seconds=now.compute_seconds + facts.run,
+                request_seconds=now.request_seconds + queued + size * facts.run,
+                batches={**now.batches, size: now.batches.get(size, 0) + 1},
+            )
+
+    def dropped(self, reason: Dropped) -> None:
+        with self._lock:
+            now = self._totals
+            match reason:
+                case "cancelled":
+                    self._totals = replace(now, cancelled=now.cancelled + 1)
+                case "expired":
+                    self._totals = replace(now, expired=now.expired + 1)
+                case "full":
+                    self._totals = replace(now, refused=now.refused + 1)
