@@ -48,7 +48,9 @@ from asr_server.token_file import TokenFile
 from asr_server.tracing import make_tracer
 from asr_server.transport import bind
 from asr_server.wire import speech_pb2
-from vision_zoo import inference_service, label_detection
+from vision_zoo import batcher, inference_service, label_detection
+from vision_zoo.bundle import VisionBundle
+from vision_zoo.classifier import Classifier
 from vision_zoo.inference_service import InferenceService
 from vision_zoo.intake import Intake
 from vision_zoo.label_detection import LabelDetection
@@ -128,7 +130,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         )
         await asyncio.to_thread(reloader.begin)
         _check_default(options.default_model, catalogue)
-        vision = VisionService(await asyncio.to_thread(Repository.load_all, folders))
+        vision = VisionService(await asyncio.to_thread(Repository.load_all, folders, _classifier))
         stack.enter_context(closing(vision))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
         if not models.speech_models + models.vision_models:
@@ -177,6 +179,11 @@ def load_catalogue(folders: tuple[Path, ...], precision: str = "fp32", threads: 
     found = [path for folder in folders for path in asr_server.bundle.find(folder)]
     engines = (make_engine(asr_server.bundle.load(path), precision, threads) for path in found)
     return Catalogue(engines, default=asr_server.bundle.SHIPPED_DEFAULT)
+
+
+def _classifier(bundle: VisionBundle) -> Classifier:
+    """With room for what both doors of vision let in: an accepted image always finds a place in the queue."""
+    return Classifier(bundle, batcher.BatchOptions(capacity=2 * vision_zoo.service.Limits.images))
 
 
 def _check_default(name: str | None, catalogue: Catalogue) -> None:
