@@ -74,7 +74,6 @@ SERVICES = (  # for reflection
     label_detection.SERVICE_NAME,
 )
 VERSION = importlib.metadata.version("earsight")
-_M_ARENA_MAX = -8  # of mallopt, in malloc.h
 # Calls that arrive while gRPC begins to stop end with CANCELLED now and then; until then our own answer is UNAVAILABLE.
 _NOTICE_SECONDS = 0.3
 CODEC_THREADS = 2  # they decode compressed audio, which releases the interpreter's lock

@@ -283,15 +283,14 @@ def test_a_cancelled_call_is_not_run_and_frees_its_place() -> None:
     run(work)
 
 
-def test_load_classifiers_reads_folders_in_order(tmp_path: Any) -> None:
+def test_a_server_loads_folders_in_order(tmp_path: Any) -> None:
     from tests.test_vision_bundle import save
     from tests.vision_fixtures import TINY
     from vision_zoo.nasnet import NASNet
 
     for folder, name in (("one", "b"), ("two", "a")):
         save(tmp_path / folder / name, NASNet(replace(TINY)), name=name)
-    loaded = service.load_classifiers([tmp_path / "one", tmp_path / "two"])
-    vision = VisionService(loaded)
+    vision = VisionService(Repository.load_all([tmp_path / "one", tmp_path / "two"]))
     assert vision.models == ("b", "a")
     vision.warm_up()
     vision.close()

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -20,7 +19,7 @@ import grpc.aio
 import torch
 from torch import Tensor
 
-from vision_zoo import bundle, messages
+from vision_zoo import messages
 from vision_zoo.additions import Additions
 from vision_zoo.batcher import ExpiredError, QueueFullError, Urgency
 from vision_zoo.classifier import Classifier
@@ -30,7 +29,7 @@ from vision_zoo.repository import Repository, UnknownModelError
 from vision_zoo.wire import vision_pb2 as pb
 from vision_zoo.wire.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 
-__all__ = ["SERVICE_NAME", "Limits", "UnknownModelError", "VisionService", "add_to_server", "load_classifiers"]
+__all__ = ["SERVICE_NAME", "Limits", "UnknownModelError", "VisionService", "add_to_server"]
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 
@@ -217,11 +216,6 @@ class VisionService(VisionServicer):
 
     async def _off_loop(self, work: Any, *arguments: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
-
-
-def load_classifiers(folders: Sequence[Path]) -> list[Classifier]:
-    """Every vision bundle directly in the folders, in their order. Raises BundleError."""
-    return [Classifier(bundle.load(path)) for folder in folders for path in bundle.find(folder)]
 
 
 def add_to_server(service: VisionService, server: grpc.aio.Server) -> None:
