@@ -12,12 +12,13 @@ Dimension letters: B batch, H hidden, K chunks, W frames of a window: a chunk an
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from asr_server.recurrence import scan
+from asr_server.native import core
 
 MEMORY = (1.5, 60.0)  # frames that units remember at first, spread evenly in the logarithm
 
@@ -40,33 +41,78 @@ class GatedLayer(nn.Module):
     def forward(self, inputs: Tensor, heard: Tensor, start: Tensor, right: int, more: bool) -> tuple[Tensor, Tensor]:
         """Inputs (W, K, B, H), which of them there are (W, K, B, 1) as 0 and 1, and the state (B, H) before the first
         chunk -> outputs of the chunks, or with `more` of the whole windows, and the state after the last chunk."""
-        size, chunks, batch, width = inputs.shape
-        frames = size - right
-        values, gates, outwards = self.linear(self.norm(inputs)).float().split((2 * width, 2 * width, width), -1)
-        kept = gates.sigmoid() * heard  # nothing is kept of what comes before a frame that there is not
-        new = (1 - kept) * values * heard
-        kept_ahead, kept_behind = kept.split(width, -1)
-        new_ahead, new_behind = new.split(width, -1)
-        ahead = scan(_chain(new_ahead[:frames]), _chain(kept_ahead[:frames]), start).unflatten(0, (chunks, frames))
-        states = ahead.transpose(0, 1)
-        if more and right:
-            beyond = (new_ahead[frames:].flatten(1, 2), kept_ahead[frames:].flatten(1, 2))
-            tail = scan(*beyond, ahead[:, -1].flatten(0, 1)).unflatten(1, (chunks, batch))
-            states = torch.cat([states, tail])
-        nothing = start.new_zeros(chunks * batch, width)
-        behind = scan(new_behind.flatten(1, 2), kept_behind.flatten(1, 2), nothing, reverse=True)
-        states = states + behind.unflatten(1, (chunks, batch))[: len(states)]
-        return self._outputs(inputs[: len(states)], states, outwards[: len(states)]), ahead[-1, -1]
-
-    def _outputs(self, inputs: Tensor, states: Tensor, outwards: Tensor) -> Tensor:
-        opened = functional.silu(outwards) * states
+        products = self.linear(self.norm(inputs))
+        opened, carried = gated_scan(products, heard, start, right, more)
         if self.training and self.dropout:
             # Whole units, one mask for all frames of a window (Gal and Ghahramani 2016, arXiv 1512.05287).
             opened = opened * opened.new_empty(opened[:1].shape).bernoulli_(1 - self.dropout).div_(1 - self.dropout)
-        outputs: Tensor = inputs + self.project(opened)
-        return outputs
+        outputs: Tensor = inputs[: len(opened)] + self.project(opened)
+        return outputs, carried
 
 
-def _chain(windows: Tensor) -> Tensor:
-    """Chunks one after another: (frames, K, B, H) -> (K frames, B, H)."""
-    return windows.transpose(0, 1).flatten(0, 1)
+def gated_scan(products: Tensor, heard: Tensor, start: Tensor, right: int, more: bool) -> tuple[Tensor, Tensor]:
+    """Products of the inputs (W, K, B, 5 H): a forward and backward, f forward and backward, r; which frames there are
+    (W, K, B, 1); the state before the first chunk (B, H) -> silu(r) (c forward + c backward), (W or W - right, K, B, H)
+    and the forward state after the last chunk.
+
+    Chunks follow each other forward; the backward recurrence starts from zero at the end of each window. On a CPU the
+    native core does all of it, and its gradient, in one pass for each direction.
+    """
+    if core is not None and products.device.type == "cpu" and products.dtype in (torch.float32, torch.bfloat16):
+        return cast(tuple[Tensor, Tensor], _NativeScan.apply(products, heard, start.float(), right, more))
+    width = products.shape[-1] // 5
+    products, start = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (products, start))
+    values, gates, outwards = products.split((2 * width, 2 * width, width), -1)
+    kept = gates.sigmoid() * heard  # nothing is kept of what comes before a frame that there is not
+    new = (1 - kept) * values * heard
+    frames = len(products) - right
+    reach = len(products) if more else frames
+    ahead: list[Tensor] = []
+    carried = start
+    for chunk in range(products.shape[1]):
+        state, first = carried, len(ahead)
+        for frame in range(reach):
+            state = kept[frame, chunk, :, :width] * state + new[frame, chunk, :, :width]
+            ahead.append(state)
+        carried = ahead[first + frames - 1]
+    behind: list[Tensor] = []
+    state = torch.zeros_like(start)
+    for frame in reversed(range(len(products))):
+        state = kept[frame, ..., width:] * state + new[frame, ..., width:]
+        behind.append(state)
+    states = torch.stack(ahead).unflatten(0, (-1, reach)).transpose(0, 1) + torch.stack(behind[::-1])[:reach]
+    return functional.silu(outwards[:reach]) * states, carried
+
+
+class _NativeScan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, products: Tensor, heard: Tensor, start: Tensor, right: int, more: bool
+    ) -> tuple[Tensor, Tensor]:
+        products, start = products.detach().contiguous(), start.detach().contiguous()
+        heard = heard.detach().float().squeeze(-1).contiguous()
+        window, *beside, width = products.shape
+        reach, width = window if more else window - right, width // 5
+        ahead, behind = (start.new_empty(frames, *beside, width) for frames in (reach, window))
+        opened = products.new_empty(reach, *beside, width)
+        core.gated_scan(
+            _bits(products), heard, start, right, more, torch.get_num_threads(), ahead, behind, _bits(opened)
+        )
+        ctx.save_for_backward(products, heard, start, ahead, behind)
+        ctx.right, ctx.more = right, more
+        return opened, ahead[window - right - 1, -1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        products, heard, start, ahead, behind = ctx.saved_tensors
+        outer, last = (gradient.contiguous() for gradient in gradients)
+        inner, start_gradient = torch.empty_like(products), torch.empty_like(start)
+        numbers = (_bits(outer), last, _bits(products), heard, start)
+        options = (ctx.right, ctx.more, torch.get_num_threads())
+        core.gated_scan_backward(*numbers, *options, ahead, behind, _bits(inner), start_gradient)
+        return inner, None, start_gradient, None, None
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """What the native core reads: bfloat16 as the integers of its bits."""
+    return tensor.view(torch.int16) if tensor.dtype is torch.bfloat16 else tensor

@@ -48,11 +48,6 @@ def recur(
     return cast(Tensor, states)
 
 
-def scan(inputs: Tensor, kept: Tensor, initial: Tensor, *, reverse: bool = False) -> Tensor:
-    """c_t = kept_t c_{t-1} + inputs_t, unit by unit: (T, B, H) twice and (B, H) -> states (T, B, H)."""
-    return cast(Tensor, _Scan.apply(inputs, kept, initial.to(inputs.dtype), reverse))
-
-
 def recur_by_frames(
     inputs: Tensor, product: Callable[[Tensor], Tensor], initial: Tensor, clip: float, reverse: bool
 ) -> Tensor:
@@ -95,44 +90,6 @@ class _Recurrence(torch.autograd.Function):
             weight_gradient.addmm_(first[0].t(), initial)
         following = first[0] if len(first) else torch.zeros_like(initial)
         return inner, weight_gradient, following @ weight, None, None, None
-
-
-class _Scan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, kept: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-        inputs, kept, initial = (tensor.detach().contiguous() for tensor in (inputs, kept, initial))
-        states = torch.empty_like(inputs)
-        if _is_native(inputs):
-            core.scan(inputs, kept, initial, reverse, torch.get_num_threads(), states)
-        else:
-            previous = initial
-            for t in _order(len(inputs), reverse):
-                torch.addcmul(inputs[t], kept[t], previous, out=states[t])
-                previous = states[t]
-        ctx.save_for_backward(kept, initial, states)
-        ctx.reverse = reverse
-        return states
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kept, initial, states = ctx.saved_tensors
-        outer = gradients[0].contiguous()
-        inner, following = torch.empty_like(states), torch.zeros_like(initial)
-        if _is_native(outer):
-            kept_gradient = torch.empty_like(states)
-            threads = torch.get_num_threads()
-            core.scan_backward(outer, kept, initial, states, ctx.reverse, threads, inner, kept_gradient, following)
-            return inner, kept_gradient, following, None
-        for t in _order(len(states), not ctx.reverse):
-            torch.add(outer[t], following, out=inner[t])
-            following = inner[t] * kept[t]
-        before = [states[1:], initial[None]] if ctx.reverse else [initial[None], states[:-1]]
-        return inner, inner * torch.cat(before)[: len(states)], following, None
-
-
-def _is_native(tensor: Tensor) -> bool:
-    """Whether the native core takes it: plain memory of the CPU in single precision."""
-    return core is not None and tensor.device.type == "cpu" and tensor.dtype is torch.float32
 
 
 def _inner_gradient(ctx: Any, outer: Tensor, weight: Tensor, states: Tensor) -> Tensor:

@@ -4,57 +4,89 @@ import pytest
 import torch
 from torch import Tensor
 
-from asr_server.gated import GatedLayer
+from asr_server.gated import GatedLayer, gated_scan
 from asr_server.native import core
-from asr_server.recurrence import scan
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_scan_by_hand() -> None:
-    inputs, kept = torch.tensor([1.0, 2.0, 4.0]).view(3, 1, 1), torch.tensor([0.5, 0.25, 0.5]).view(3, 1, 1)
-    initial = torch.tensor([[8.0]])
-    assert scan(inputs, kept, initial).flatten().tolist() == [5.0, 3.25, 5.625]
-    assert scan(inputs, kept, initial, reverse=True).flatten().tolist() == [3.0, 4.0, 8.0]
+def scan(products: Tensor, heard: Tensor, start: Tensor, right: int, more: bool) -> list[Tensor]:
+    """Results of the scan, and gradients of a weighted sum of them, at the products and the start."""
+    products, start = products.clone().requires_grad_(), start.clone().requires_grad_()
+    opened, carried = gated_scan(products, heard.to(start.dtype), start, right, more)
+    weighted = opened * numbers(*opened.shape, seed=3).to(opened.dtype)
+    (weighted.double().sum() + (carried * numbers(*carried.shape, seed=4)).double().sum()).backward()
+    assert products.grad is not None
+    assert start.grad is not None
+    return [opened, carried, products.grad, start.grad]
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-def test_the_gradient_is_the_numerical_one(reverse: bool) -> None:
-    tensors = [numbers(*shape, seed=seed).double() for seed, shape in enumerate([(6, 2, 3), (6, 2, 3), (2, 3)])]
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_scan_by_hand(kind: torch.dtype) -> None:
+    kept = torch.tensor([0.5, 0.25, 0.5]).logit()
+    values = torch.tensor([2.0, 4.0, 8.0])
+    open_by_one = 1.2784645427610738  # silu of it is 1
+    rows = torch.stack([values, -values, kept, kept, torch.full((3,), open_by_one)], -1)
+    products = rows.view(3, 1, 1, 5).to(kind)
+    heard, start = torch.ones(3, 1, 1, 1, dtype=kind), torch.full((1, 1), 8.0, dtype=kind)
+    opened, carried = gated_scan(products, heard, start, 0, False)
+    # Forward 8 -> 5 -> 4.25 -> 6.125; backward 0 -> -4 -> -4 -> -3.
+    torch.testing.assert_close(opened.flatten(), torch.tensor([2.0, 0.25, 2.125], dtype=kind))
+    torch.testing.assert_close(carried, torch.full((1, 1), 6.125, dtype=kind))
+
+
+@pytest.mark.parametrize(("right", "more"), [(0, False), (2, False), (2, True)])
+def test_the_gradient_is_the_numerical_one(right: int, more: bool) -> None:
+    heard = torch.ones(5, 2, 2, 1).double()
+    heard[3:, 1, 1] = 0
+    tensors = [numbers(5, 2, 2, 15, seed=1).double() * 4 - 2, numbers(2, 3, seed=2).double()]
     tensors = [tensor.requires_grad_() for tensor in tensors]
-    assert torch.autograd.gradcheck(lambda *args: scan(*args, reverse=reverse), tensors)
+    assert torch.autograd.gradcheck(lambda products, start: gated_scan(products, heard, start, right, more), tensors)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("frames", [0, 1, 9])
+@pytest.mark.parametrize(("right", "more"), [(0, False), (2, False), (2, True)])
+@pytest.mark.parametrize("window", [3, 9])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_native_scan_is_the_reference(frames: int, reverse: bool, threads: int) -> None:
-    shapes = [(frames, 3, 5), (frames, 3, 5), (3, 5)]
-    outer = numbers(frames, 3, 5, seed=7)
-    found, before = [], torch.get_num_threads()
+@pytest.mark.parametrize(("kind", "near"), [(torch.float32, 1e-5), (torch.bfloat16, 2**-7)])
+def test_the_native_scan_is_the_reference(
+    window: int, right: int, more: bool, threads: int, kind: torch.dtype, near: float
+) -> None:
+    products = ((numbers(window, 2, 3, 5 * 19) - 0.5) * 8).to(kind)
+    heard = (numbers(window, 2, 3, 1, seed=1) > 0.2).float()
+    start, before = numbers(3, 19, seed=2), torch.get_num_threads()
     torch.set_num_threads(threads)
-    for kind in (torch.float32, torch.float64):  # the native core takes single precision only
-        tensors = [numbers(*shape, seed=seed).to(kind).requires_grad_() for seed, shape in enumerate(shapes)]
-        states = scan(*tensors, reverse=reverse)
-        (states * outer.to(kind)).sum().backward()
-        found.append([states, *(tensor.grad for tensor in tensors)])
+    ours = scan(products, heard, start, right, more)
     torch.set_num_threads(before)
-    for ours, reference in zip(*found, strict=True):
-        assert ours is not None
-        assert reference is not None
-        torch.testing.assert_close(ours.double(), reference, rtol=1e-5, atol=1e-6)
+    reference = scan(products.double(), heard, start.double(), right, more)  # the core takes no double precision
+    for found, wanted in zip(ours, reference, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=near, atol=near)
+
+
+def test_gates_that_are_shut_or_open_keep_their_limits() -> None:
+    products = torch.tensor([3.0, 5.0, 1e4, -1e4, 1e4]).view(1, 1, 1, 5)
+    opened, carried = gated_scan(products, torch.ones(1, 1, 1, 1), torch.full((1, 1), 2.0), 0, False)
+    assert carried.item() == 2.0
+    assert opened.item() == pytest.approx(1e4 * (2.0 + 5.0))
 
 
 def test_arrays_of_other_shapes_are_refused() -> None:
     if core is None:  # nothing to call
         return
-    rows, edge = torch.zeros(4, 2, 3), torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="different shapes"):
-        core.scan(rows, rows[:3], edge, False, 1, torch.zeros(4, 2, 3))
-    with pytest.raises(ValueError, match="before the first frame"):
-        core.scan(rows, rows, torch.zeros(2, 4), False, 1, torch.zeros(4, 2, 3))
+    products, heard, start, states = (torch.zeros(shape) for shape in [(4, 1, 2, 15), (4, 1, 2), (2, 3), (4, 1, 2, 3)])
+    with pytest.raises(ValueError, match="takes \\(window"):
+        core.gated_scan(products, heard[:3], start, 0, False, 1, states, states, states)
+    with pytest.raises(ValueError, match="shorter than the window"):
+        core.gated_scan(products, heard, start, 4, False, 1, states, states, states)
+    with pytest.raises(ValueError, match="do not fit its products"):
+        core.gated_scan(products, heard, start, 1, False, 1, states, states, states)
+    with pytest.raises(ValueError, match="another shape than its states"):
+        core.gated_scan(products, heard, start, 0, False, 1, states, states.clone(), states[:3].clone())
+    with pytest.raises(ValueError, match="gradients have other shapes"):
+        core.gated_scan_backward(
+            states, start, products, heard, start, 0, False, 1, states, states, products[:3].clone(), start.clone()
+        )
 
 
 def test_units_remember_for_different_times_at_first() -> None:

@@ -19,7 +19,7 @@
 
 #include "bf16_recurrence.hpp"
 #include "byte_matrix.hpp"
-#include "scan.hpp"
+#include "gates.hpp"
 #include "search.hpp"
 
 namespace nb = nanobind;
@@ -194,36 +194,80 @@ void bf16_recur_backward_arrays(const Tensor<const float, 3>& outer, const Tenso
     bf16_recur_backward(shape, outer.data(), weight.data(), states.data(), inner.data());
 }
 
-// (frames, batch, width) for all of them, (batch, width) for the states before the first frame.
-ScanShape scan_shape(const std::vector<Tensor<const float, 3>>& arrays, const std::vector<Tensor<const float, 2>>& edges,
-                     bool reverse, size_t threads) {
-    const auto& first = arrays.front();
-    for (const auto& array : arrays)
-        for (size_t i = 0; i < 3; ++i)
-            if (array.shape(i) != first.shape(i)) throw std::invalid_argument("a scan's arrays have different shapes");
-    for (const auto& edge : edges)
-        if (edge.shape(0) != first.shape(1) || edge.shape(1) != first.shape(2))
-            throw std::invalid_argument("a scan's states before the first frame are (batch, width)");
-    return {first.shape(0), first.shape(1) * first.shape(2), reverse, threads};
+// bfloat16 comes as the 16-bit integers of its bits, because Python's buffers know no such type.
+template <typename Number>
+struct Stored {
+    using Type = Number;
+};
+template <>
+struct Stored<Brief> {
+    using Type = int16_t;
+};
+template <typename Number>
+using Numbers = Tensor<const typename Stored<Number>::Type, 4>;
+template <typename Number>
+using Results = Tensor<typename Stored<Number>::Type, 4>;
+
+template <typename Array>
+bool same_shape(const Array& array, size_t window, const GatesShape& shape, size_t width) {
+    return array.shape(0) == window && array.shape(1) == shape.chunks && array.shape(2) == shape.batch &&
+           array.shape(3) == width;
 }
 
-void scan_arrays(const Tensor<const float, 3>& inputs, const Tensor<const float, 3>& kept,
-                 const Tensor<const float, 2>& initial, bool reverse, size_t threads, const Tensor<float, 3>& states) {
-    const ScanShape shape = scan_shape({inputs, kept, Tensor<const float, 3>(states)}, {initial}, reverse, threads);
-    const nb::gil_scoped_release release;
-    scan(shape, inputs.data(), kept.data(), initial.data(), states.data());
+// Sizes from the products and the states, which have to agree.
+template <typename Number>
+GatesShape gates_shape(const Numbers<Number>& products, const Tensor<const float, 3>& heard,
+                       const Tensor<const float, 2>& start, size_t right, bool more, size_t threads,
+                       const Tensor<const float, 4>& ahead, const Tensor<const float, 4>& behind) {
+    const GatesShape shape{products.shape(0), products.shape(1), products.shape(2), products.shape(3) / 5, right, more,
+                           threads};
+    if (right >= shape.window || products.shape(3) % 5 || start.shape(0) != shape.batch ||
+        start.shape(1) != shape.width || heard.shape(0) != shape.window || heard.shape(1) != shape.chunks ||
+        heard.shape(2) != shape.batch)
+        throw std::invalid_argument("a gated scan takes (window, chunks, batch, 5 width), (window, chunks, batch), "
+                                    "(batch, width) and a right context that is shorter than the window");
+    if (!same_shape(ahead, shape.reach(), shape, shape.width) || !same_shape(behind, shape.window, shape, shape.width))
+        throw std::invalid_argument("a gated scan's states have shapes that do not fit its products");
+    return shape;
 }
 
-void scan_backward_arrays(const Tensor<const float, 3>& outer, const Tensor<const float, 3>& kept,
-                          const Tensor<const float, 2>& initial, const Tensor<const float, 3>& states, bool reverse,
-                          size_t threads, const Tensor<float, 3>& inner, const Tensor<float, 3>& kept_gradient,
-                          const Tensor<float, 2>& initial_gradient) {
-    const ScanShape shape = scan_shape(
-        {outer, kept, states, Tensor<const float, 3>(inner), Tensor<const float, 3>(kept_gradient)},
-        {initial, Tensor<const float, 2>(initial_gradient)}, reverse, threads);
+template <typename Number>
+void gated_scan_arrays(const Numbers<Number>& products, const Tensor<const float, 3>& heard,
+                       const Tensor<const float, 2>& start, size_t right, bool more, size_t threads,
+                       const Tensor<float, 4>& ahead, const Tensor<float, 4>& behind, const Results<Number>& opened) {
+    const GatesShape shape = gates_shape<Number>(products, heard, start, right, more, threads,
+                                                 Tensor<const float, 4>(ahead), Tensor<const float, 4>(behind));
+    if (!same_shape(opened, shape.reach(), shape, shape.width))
+        throw std::invalid_argument("a gated scan's results have another shape than its states");
     const nb::gil_scoped_release release;
-    scan_backward(shape, outer.data(), kept.data(), initial.data(), states.data(), inner.data(), kept_gradient.data(),
-                  initial_gradient.data());
+    gated_scan(shape, reinterpret_cast<const Number*>(products.data()), heard.data(), start.data(), ahead.data(),
+               behind.data(), reinterpret_cast<Number*>(opened.data()));
+}
+
+template <typename Number>
+void gated_scan_backward_arrays(const Numbers<Number>& outer, const Tensor<const float, 2>& last,
+                                const Numbers<Number>& products, const Tensor<const float, 3>& heard,
+                                const Tensor<const float, 2>& start, size_t right, bool more, size_t threads,
+                                const Tensor<const float, 4>& ahead, const Tensor<const float, 4>& behind,
+                                const Results<Number>& inner, const Tensor<float, 2>& start_gradient) {
+    const GatesShape shape = gates_shape<Number>(products, heard, start, right, more, threads, ahead, behind);
+    if (!same_shape(outer, shape.reach(), shape, shape.width) || !same_shape(inner, shape.window, shape, 5 * shape.width) ||
+        last.shape(0) != shape.batch || last.shape(1) != shape.width || start_gradient.shape(0) != shape.batch ||
+        start_gradient.shape(1) != shape.width)
+        throw std::invalid_argument("a gated scan's gradients have other shapes than its arrays");
+    const nb::gil_scoped_release release;
+    gated_scan_backward(shape, reinterpret_cast<const Number*>(outer.data()), last.data(),
+                        reinterpret_cast<const Number*>(products.data()), heard.data(), start.data(), ahead.data(),
+                        behind.data(), reinterpret_cast<Number*>(inner.data()), start_gradient.data());
+}
+
+template <typename Number>
+void bind_gates(nb::module_& module) {
+    module.def("gated_scan", &gated_scan_arrays<Number>, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+               nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+    module.def("gated_scan_backward", &gated_scan_backward_arrays<Number>, nb::arg().noconvert(), nb::arg(),
+               nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+               nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 }
 
 }  // namespace
@@ -306,9 +350,8 @@ NB_MODULE(core, module) {
             nb::arg(), nb::arg().none(), nb::arg())
         .def("multiply", &multiply, nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert())
         .def("recur", &recur, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
-    module.def("scan", &scan_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
-    module.def("scan_backward", &scan_backward_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-               nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+    bind_gates<Brief>(module);
+    bind_gates<float>(module);
     module.def("bf16_supported", &bf16_supported);
     module.def("bf16_recur", &bf16_recur_arrays, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
                nb::arg().noconvert());
