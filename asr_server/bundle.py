@@ -115,8 +115,11 @@ def load(folder: Path) -> SpeechBundle:
     )
 
 
-def save(bundle: SpeechBundle, language_model: Path | None = None) -> None:
-    """Write `bundle.folder`, which is made when missing. `language_model` is copied in, with its .words beside it."""
+def save(bundle: SpeechBundle, language_model: Path | None = None, half: bool = False) -> None:
+    """Write `bundle.folder`, which is made when missing. `language_model` is copied in, with its .words beside it.
+
+    With `half` matrices are written as float16, 11 bits of each number and half the bytes.
+    """
     folder = bundle.folder
     folder.mkdir(parents=True, exist_ok=True)
     copied = None
@@ -140,7 +143,10 @@ def save(bundle: SpeechBundle, language_model: Path | None = None) -> None:
     }
     if bundle.calibration != Calibration():
         description[CALIBRATION] = asdict(bundle.calibration)
-    tensors = {f"{part}.{name}": tensor.contiguous() for part, name, tensor in _tensors(bundle.features, bundle.model)}
+    tensors = {
+        f"{part}.{name}": (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
+        for part, name, tensor in _tensors(bundle.features, bundle.model)
+    }
     save_file(tensors, folder / WEIGHTS)
     (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, a server runs as another user
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -103,6 +103,18 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="folder with speech and vision bundles; may be given again (default: the shipped models)",
     )
     command.add_argument(
+        "--registry",
+        type=Path,
+        metavar="DIR",
+        help="clients may register vision bundles, aliases and sets of embeddings, which are kept in this folder and "
+        "served again after a restart (default: they may not)",
+    )
+    command.add_argument(
+        "--allow-model-control",
+        action="store_true",
+        help="clients may load and unload the vision models of the folders (default: they may not)",
+    )
+    command.add_argument(
         "--default-model",
         metavar="NAME",
         help="speech model for requests that name none (default: deepspeech-en where it is loaded, else the first)",
@@ -231,6 +243,8 @@ def _serve(args: argparse.Namespace) -> int:
         host=args.host,
         port=args.port,
         models=tuple(args.models or ()),
+        registry=args.registry,
+        model_control=args.allow_model_control,
         default_model=args.default_model,
         language_models=tuple(args.language_models or ()),
         audio_folder=args.audio_folder,

@@ -10,7 +10,7 @@ names of loaded bundles, methods are registered ones or "unknown", codes are gRP
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol, TypeAlias, get_args
 
 from prometheus_client import (
@@ -22,6 +22,8 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 Stage: TypeAlias = Literal["features", "acoustic_model", "decoder", "endpoint"]
 Reason: TypeAlias = Literal["overload", "draining", "unauthenticated", "quota", "limit"]
@@ -42,6 +44,14 @@ class Model(NamedTuple):
     name: str
     version: str
     kind: Kind
+
+
+class Counts(NamedTuple):
+    """What a loaded model has counted by itself: metric name -> value."""
+
+    model: str
+    version: str
+    values: Mapping[str, float]
 
 
 class Stepped(Protocol):
@@ -218,3 +228,21 @@ class Metrics:
         for model in self._loaded - now:
             self._models.remove(*model)
         self._loaded = now
+
+    def read_at_scrapes(self, descriptions: Mapping[str, str], read: Callable[[], Iterable[Counts]]) -> None:
+        """Metrics that models count by themselves, under names that need not be ours. descriptions: of every name."""
+        self.registry.register(_Reader(descriptions, read))
+
+
+class _Reader(Collector):
+    def __init__(self, descriptions: Mapping[str, str], read: Callable[[], Iterable[Counts]]) -> None:
+        self._descriptions, self._read = descriptions, read
+
+    def collect(self) -> Iterator[Metric]:
+        counts = list(self._read())
+        for name, description in self._descriptions.items():
+            # Untyped, because the name of a counter would have to end in _total; rate() does not mind.
+            metric = Metric(name, description, "unknown")
+            for each in counts:
+                metric.add_sample(name, {"model": each.model, "version": each.version}, each.values[name])
+            yield metric

@@ -60,6 +60,8 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 50051  # 0: any free one
     models: tuple[Path, ...] = ()  # folders that hold bundles of both kinds; none: the shipped ones
+    registry: Path | None = None  # where vision bundles are kept that clients register; None: they may not
+    model_control: bool = False  # clients may load and unload vision models
     default_model: str | None = None  # for requests that name none; None: the shipped default, or else the first
     language_models: tuple[Path, ...] = ()  # folders of KenLM files that calls can name
     precision: str = "auto"  # of the network's products: precision.PRECISIONS, or what this machine computes fastest

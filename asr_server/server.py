@@ -19,7 +19,6 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -32,7 +31,7 @@ from asr_server.catalogue import Catalogue, Snapshot
 from asr_server.gate import Gate
 from asr_server.long_running import LongRunning
 from asr_server.malformed_interceptor import MalformedInterceptor
-from asr_server.metrics import Metrics, Model
+from asr_server.metrics import Counts, Metrics, Model
 from asr_server.metrics_http import serve_metrics
 from asr_server.operations_service import OperationsService
 from asr_server.options import Running, ServerOptions
@@ -48,12 +47,13 @@ from asr_server.token_file import TokenFile
 from asr_server.tracing import make_tracer
 from asr_server.transport import bind
 from asr_server.wire import speech_pb2
-from vision_zoo import batcher, inference_service, label_detection
+from vision_zoo import batcher, inference_service, label_detection, registration, statistics
 from vision_zoo.bundle import VisionBundle
 from vision_zoo.classifier import Classifier
 from vision_zoo.inference_service import InferenceService
-from vision_zoo.intake import Intake
 from vision_zoo.label_detection import LabelDetection
+from vision_zoo.neighbours import EmbeddingSets
+from vision_zoo.registration import Registry
 from vision_zoo.repository import Repository
 from vision_zoo.service import VisionService
 from vision_zoo.wire import vision_pb2
@@ -76,6 +76,7 @@ SERVICES = (  # for reflection
 VERSION = importlib.metadata.version("earsight")
 # Calls that arrive while gRPC begins to stop end with CANCELLED now and then; until then our own answer is UNAVAILABLE.
 _NOTICE_SECONDS = 0.3
+EMBEDDINGS = "embeddings"  # the registry's folder of sets; a bundle's is NAME@VERSION
 CODEC_THREADS = 2  # they decode compressed audio, which releases the interpreter's lock
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,8 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             endpoint = serve_metrics(metrics, telemetry.metrics_host, telemetry.metrics_port)
             metrics_port = stack.enter_context(endpoint)
         folders = options.models or SHIPPED
+        if options.registry is not None:
+            registration.check_folder(options.registry)
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         state = health.aio.HealthServicer()
         catalogue = Catalogue(default=options.default_model or asr_server.bundle.SHIPPED_DEFAULT)
@@ -129,10 +132,11 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         )
         await asyncio.to_thread(reloader.begin)
         _check_default(options.default_model, catalogue)
-        vision = VisionService(await asyncio.to_thread(Repository.load_all, folders, _classifier))
+        vision = await asyncio.to_thread(_vision, folders, options.registry)
         stack.enter_context(closing(vision))
+        metrics.read_at_scrapes(statistics.DESCRIPTIONS, lambda: _counts(vision.repository))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
-        if not models.speech_models + models.vision_models:
+        if not models.speech_models + models.vision_models and options.registry is None:
             places = ", ".join(map(str, folders))
             raise ValueError(f"no bundles under {places}: a bundle is a folder in there with a bundle.json")
         executor = stack.enter_context(ThreadPoolExecutor(CODEC_THREADS, "codec"))
@@ -145,11 +149,9 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         operations_service.add_to_server(OperationsService(long_running), server)
         riva_service.add_to_server(RivaService(catalogue, gate), server)
         vision_zoo.service.add_to_server(vision, server)
-        decoders = stack.enter_context(ThreadPoolExecutor(2, "image", torch.set_num_threads, (1,)))
-        intake = Intake(decoders)
-        inference = InferenceService(vision.repository, intake, version=VERSION)
+        inference = InferenceService(vision.repository, vision.intake, version=VERSION, control=options.model_control)
         inference_service.add_to_server(inference, server)
-        label_detection.add_to_server(LabelDetection(vision.repository, intake), server)
+        label_detection.add_to_server(LabelDetection(vision.repository, vision.intake), server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         health_pb2_grpc.add_HealthServicer_to_server(state, server)
         await _set(state, HEALTHY, serving=False)
@@ -180,9 +182,28 @@ def load_catalogue(folders: tuple[Path, ...], precision: str = "fp32", threads: 
     return Catalogue(engines, default=asr_server.bundle.SHIPPED_DEFAULT)
 
 
+def _vision(folders: tuple[Path, ...], kept: Path | None) -> VisionService:
+    """kept: where clients may register what is served then, and after a restart; None: they may not. ValueError."""
+    if kept is None:
+        return VisionService(Repository.load_all(folders, _classifier))
+    is_among_them = any(folder.resolve() == kept.resolve() for folder in folders)
+    repository = Repository.load_all(folders if is_among_them else (*folders, kept), _classifier)
+    embeddings = kept / EMBEDDINGS
+    embeddings.mkdir(exist_ok=True)
+    return VisionService(repository, registry=Registry(kept, repository), sets=EmbeddingSets(embeddings))
+
+
 def _classifier(bundle: VisionBundle) -> Classifier:
-    """With room for what both doors of vision let in: an accepted image always finds a place in the queue."""
-    return Classifier(bundle, batcher.BatchOptions(capacity=2 * vision_zoo.service.Limits.images))
+    """With room for all that is let in and for the run that warms it up."""
+    return Classifier(bundle, batcher.BatchOptions(capacity=vision_zoo.service.Limits.images + 1))
+
+
+def _counts(repository: Repository) -> list[Counts]:
+    """For the metrics."""
+    return [
+        Counts(each.bundle.name, each.bundle.version, each.statistics.totals.as_metrics())
+        for each in repository.classifiers
+    ]
 
 
 def _check_default(name: str | None, catalogue: Catalogue) -> None:

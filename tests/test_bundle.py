@@ -259,6 +259,19 @@ def test_weights_are_floats_of_any_width(saved: Path) -> None:
     assert torch.equal(bundle.load(saved).model.output.bias, bias.float())
 
 
+def test_matrices_can_be_written_as_float16(tmp_path: Path) -> None:
+    made = small(tmp_path / "half")
+    bundle.save(made, half=True)
+    written = load_file(tmp_path / "half" / "model.safetensors")
+    assert {(tensor.dtype, tensor.ndim > 1) for tensor in written.values()} == {
+        (torch.float16, True),
+        (torch.float32, False),
+    }
+    found = bundle.load(tmp_path / "half").model.state_dict()
+    for name, tensor in made.model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=2**-11, atol=2**-24)
+
+
 def test_features_are_not_divided_by_nothing(saved: Path) -> None:
     rewrite(saved, features__std=torch.zeros(9))
     with pytest.raises(BundleError, match=r"features\.std is not above 0"):

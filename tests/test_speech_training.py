@@ -166,7 +166,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> 
 def test_recurrent_matrices_move_slower_and_only_matrices_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     network = module()
     network.optimiser = OptimiserOptions(rate=0.2, recurrent_rate=0.25, weight_decay=0.5)
-    monkeypatch.setattr(network, "_trainer", SimpleNamespace(estimated_stepping_batches=100))
+    monkeypatch.setattr(network, "_trainer", SimpleNamespace(estimated_stepping_batches=100, precision="32-true"))
     groups = network.configure_optimizers()["optimizer"].param_groups
     found = {id(p): (group["initial_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(found) == len(list(network.parameters()))

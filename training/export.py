@@ -62,7 +62,7 @@ def export_speech(args: argparse.Namespace) -> Path:
     made = bundle.SpeechBundle(
         args.name, args.version, args.out, features, model, alphabet, language_model, decoding, args.language_code, card
     )
-    bundle.save(made, args.language_model)
+    bundle.save(made, args.language_model, args.half)
     bundle.load(args.out)
     return Path(args.out)
 
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     speech.add_argument("--name", required=True, help="by which requests choose the model")
     speech.add_argument("--version", default="1", help="default: %(default)s")
     speech.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle's folder")
+    speech.add_argument("--half", action="store_true", help="matrices as float16: half the bytes")
     speech.add_argument("--card", type=Path, metavar="MD", help="model card: training data, licence, results")
     speech.add_argument("--language-code", default="en-US", help="default: %(default)s")
     speech.add_argument("--language-model", type=Path, metavar="BINARY", help="of training.language_model")
