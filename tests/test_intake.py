@@ -60,6 +60,30 @@ def test_who_waits_comes_in_when_places_are_free() -> None:
     run(work)
 
 
+def test_nobody_is_passed_by_those_who_come_later() -> None:
+    """Else a request of three images would wait for ever beside ever more of one."""
+
+    async def work(intake: Intake) -> None:
+        entered: list[str] = []
+
+        async def enter(name: str, count: int) -> None:
+            async with intake.places(count, wait=True):
+                entered.append(name)
+
+        async with intake.places(1):
+            waiting = [asyncio.create_task(enter("three", 3)), asyncio.create_task(enter("one", 1))]
+            await asyncio.sleep(0.02)
+            with pytest.raises(QueueFullError, match="1 images are in work already"):
+                await intake.places(1).__aenter__()
+            assert entered == [], "two places are free, but whoever came first needs three"
+        await asyncio.gather(*waiting)
+        assert entered == ["three", "one"]
+        async with intake.places(3):
+            pass
+
+    run(work)
+
+
 def test_an_error_says_which_image_and_keeps_its_kind() -> None:
     async def work(intake: Intake) -> None:
         classifier = colours()

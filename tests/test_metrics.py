@@ -12,9 +12,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.parser import text_string_to_metric_families
 
-from asr_server.metrics import Metrics, Model
+from asr_server.metrics import Counts, Metrics, Model
 from asr_server.metrics_http import serve_metrics
 
 
@@ -105,6 +106,18 @@ def test_models_come_and_go() -> None:
     assert seen == {(None, 1, 1)}
     assert value(metrics, "earsight_reloads_total", kind="speech", result="ok") == 1
     assert value(metrics, "earsight_reloads_total", kind="speech", result="failed") == 1
+
+
+def test_what_models_count_by_themselves_is_read_at_each_scrape() -> None:
+    metrics, counted = Metrics(), [Counts("cats", "1", {"nv_inference_count": 3})]
+    metrics.read_at_scrapes({"nv_inference_count": "Images that the model has computed."}, lambda: counted)
+    assert value(metrics, "nv_inference_count", model="cats", version="1") == 3
+    counted[:] = [Counts("cats", "2", {"nv_inference_count": 5})]
+    text = generate_latest(metrics.registry).decode()
+    assert "# TYPE nv_inference_count untyped" in text and 'nv_inference_count{model="cats",version="2"} 5.0' in text
+    assert 'version="1"' not in text
+    encode, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
+    assert b"# TYPE nv_inference_count unknown" in encode(metrics.registry)
 
 
 def test_two_servers_in_one_process_count_apart() -> None:

@@ -22,8 +22,10 @@ from vision_zoo.batcher import BatchOptions
 from vision_zoo.classifier import Classifier
 from vision_zoo.client import _upload
 from vision_zoo.nasnet import NASNet
+from vision_zoo.neighbours import EmbeddingSets, SetLimits
 from vision_zoo.registration import announce
 from vision_zoo.repository import Repository
+from vision_zoo.service import Limits
 from vision_zoo.transforms import Preprocessing
 from vision_zoo.wire import vision_pb2 as pb
 
@@ -81,16 +83,21 @@ def test_explanations_come_with_the_labels() -> None:
     run(work)
 
 
-def test_embed_register_and_search() -> None:
-    header = pb.RegisterEmbeddingsRequest(header=pb.EmbeddingSetHeader(name="known", model="net"))
+def set_of(name: str) -> pb.RegisterEmbeddingsRequest:
+    return pb.RegisterEmbeddingsRequest(header=pb.EmbeddingSetHeader(name=name, model="net"))
 
-    def member(colour: str) -> pb.RegisterEmbeddingsRequest:
-        return pb.RegisterEmbeddingsRequest(
-            member=pb.EmbeddingSetMember(id=f"1-{colour}", label=colour, image=split(colour))
-        )
+
+def member(colour: str) -> pb.RegisterEmbeddingsRequest:
+    return pb.RegisterEmbeddingsRequest(
+        member=pb.EmbeddingSetMember(id=f"1-{colour}", label=colour, image=split(colour))
+    )
+
+
+def test_embed_register_and_search(tmp_path: Path) -> None:
+    header = set_of("known")
 
     async def work() -> None:
-        async with serving(network_bundle()) as stub:
+        async with serving(network_bundle(), folder=tmp_path) as stub:
             made = await stub.RegisterEmbeddings(iter([header, member("red"), member("blue")]))
             assert (made.name, made.members, made.size, made.model_version) == ("known", 2, 24, "3")
             embedding = (await stub.Embed(pb.EmbedRequest(image=split("blue")))).embedding
@@ -107,6 +114,43 @@ def test_embed_register_and_search() -> None:
             await refused(stub.RegisterEmbeddings(iter([member("red")])), "INVALID_ARGUMENT", "must be a header")
             await stub.DeleteEmbeddingSet(pb.DeleteEmbeddingSetRequest(name="known"))
             await refused(stub.Search(pb.SearchRequest(set="known")), "NOT_FOUND", "set 'known' is unknown")
+
+    run(work)
+
+
+def test_sets_are_bounded(tmp_path: Path) -> None:
+    sets = EmbeddingSets(limits=SetLimits(sets=1, members=2, text=8))
+
+    async def work() -> None:
+        async with serving(network_bundle(), folder=tmp_path, sets=sets) as stub:
+            full, wrong = "RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"
+            three = [set_of("a"), *map(member, ("red", "green", "blue"))]
+            await refused(stub.RegisterEmbeddings(iter(three)), full, "3 members in all sets .*; the limit is 2")
+            long = member("red")
+            long.member.id = "123456789"
+            await refused(stub.RegisterEmbeddings(iter([set_of("a"), long])), wrong, "id of 9 characters")
+            await stub.RegisterEmbeddings(iter([set_of("a"), member("red")]))
+            await refused(stub.RegisterEmbeddings(iter([set_of("b")])), full, "2 sets of embeddings; the limit is 1")
+            await stub.RegisterEmbeddings(iter([set_of("a"), member("red"), member("blue")]))
+
+    run(work)
+
+
+def test_an_embedding_needs_no_place_among_the_images(tmp_path: Path) -> None:
+    """A search by numbers decodes nothing, so it is not refused while images are in work."""
+    query = pb.SearchRequest(set="known", embedding=pb.Embedding(values=[1.0, 0.0]))
+    sets, model = EmbeddingSets(), Gated()
+    with sets.building("known", colour_bundle()) as builder:
+        builder.add("x", "red", torch.tensor([1.0, 1.0]))
+        sets.add(builder.build())
+
+    async def work() -> None:
+        async with serving(Classifier(colour_bundle(model=model)), limits=Limits(images=1), sets=sets) as stub:
+            held = asyncio.ensure_future(stub.Classify(pb.ClassifyRequest(image=picture())))
+            await asyncio.to_thread(model.entered.wait, WAIT)
+            assert [each.id for each in (await stub.Search(query)).neighbours] == ["x"]
+            model.gate.set()
+            await held
 
     run(work)
 
@@ -153,6 +197,10 @@ def test_registration_is_off_unless_there_is_a_folder() -> None:
         async with serving(Classifier(colour_bundle())) as stub:
             await refused(stub.Register(iter([pb.RegisterRequest()])), "PERMISSION_DENIED", "without a folder")
             await refused(stub.SetAlias(pb.SetAliasRequest(alias="a")), "PERMISSION_DENIED", "without a folder")
+            await refused(stub.RegisterEmbeddings(iter([set_of("a")])), "PERMISSION_DENIED", "without a folder")
+            gone = pb.DeleteEmbeddingSetRequest(name="a")
+            await refused(stub.DeleteEmbeddingSet(gone), "PERMISSION_DENIED", "without a folder")
+            await refused(stub.Search(pb.SearchRequest(set="a")), "NOT_FOUND", "set 'a' is unknown")
 
     run(work)
 

@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from vision_zoo.batcher import Arrivals, Batcher, BatchOptions, ExpiredError, QueueFullError, Urgency
-from vision_zoo.statistics import Statistics
+from vision_zoo.statistics import DESCRIPTIONS, Statistics
 
 WAIT = 20.0
 
@@ -205,6 +205,7 @@ def test_what_has_expired_is_never_run_and_makes_room(gate: Gate) -> None:
     assert (totals.succeeded, totals.expired, totals.refused, totals.executions) == (3, 1, 1, 2)
     assert totals.batches == {1: 1, 2: 1}
     metrics = totals.as_metrics()
+    assert metrics.keys() == DESCRIPTIONS.keys()
     assert metrics["nv_inference_request_success"] == 3 and metrics["nv_inference_request_failure"] == 2
     assert metrics["nv_inference_queue_duration_us"] > 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -165,6 +167,43 @@ def test_an_upload_becomes_served(tmp_path: Path, folder: Path, network: NASNet)
         send(registry, made.folder)
     assert [path.name for path in (tmp_path / "registry").iterdir()] == ["bees@1"], "nothing else is left"
     repository.close()
+
+
+def test_what_is_registered_can_be_served_after_a_restart(tmp_path: Path, folder: Path, network: NASNet) -> None:
+    """Nothing is taken that would keep the next start from serving all of it."""
+    kept = tmp_path / "registry"
+    kept.mkdir()
+    repository = Repository.load_all([folder, kept])
+    registry = Registry(kept, repository)
+    send(registry, save(tmp_path / "trained", network, name="bees", version="1").folder)
+    repository.set_alias("best", "bees", folder=kept)
+    (kept / ".upload-cut").mkdir()
+    (kept / ".upload-cut" / "bundle.json").write_text('{"kind": "vi')  # the server was killed while it arrived
+    again = Repository.load_all([folder, kept])
+    assert found(again, "best") == ("bees", "1") and found(again) == ("birds", "1.10")
+    assert send(registry, folder / "birds-1.9").bundle.folder == folder / "birds-1.9", "the same files: no error"
+    other = save(tmp_path / "other", network, name="birds", version="1.9", labels=("a", "b", "c")).folder
+    with pytest.raises(ValueError, match=r"'birds' has a version '1\.9' already"):
+        send(registry, other)
+    with pytest.raises(ValueError, match="model name 'best' is an alias on this server; choose another"):
+        send(registry, save(tmp_path / "named", network, name="best", version="1").folder)
+    assert sorted(path.name for path in kept.iterdir()) == [".upload-cut", "aliases.json", "bees@1"]
+    repository.close()
+    again.close()
+
+
+def test_a_folder_for_bundles_must_be_one_and_writable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for name, text in (("file", "is not a folder"), ("missing", "does not exist")):
+        with pytest.raises(ValueError, match=f"registry folder {tmp_path / name} {text}"):
+            Registry(tmp_path / name, Repository())
+
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match="cannot be written to by the server: Read-only file system"):
+        Registry(tmp_path, Repository())
 
 
 def test_damaged_and_short_uploads_are_refused_and_leave_nothing(tmp_path: Path, folder: Path) -> None:

@@ -17,13 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.vision_fixtures import COLOURS, MeanColour, colour_bundle, picture
-from vision_zoo import service
+from vision_zoo import inference_service, service
 from vision_zoo.batcher import BatchOptions
 from vision_zoo.classifier import Classifier
+from vision_zoo.inference_service import InferenceService
+from vision_zoo.neighbours import EmbeddingSets
 from vision_zoo.registration import Registry
 from vision_zoo.repository import Repository
 from vision_zoo.service import Limits, VisionService
+from vision_zoo.wire import inference_pb2
 from vision_zoo.wire import vision_pb2 as pb
+from vision_zoo.wire.inference_pb2_grpc import GRPCInferenceServiceStub
 from vision_zoo.wire.vision_pb2_grpc import VisionStub
 
 WAIT = 20.0
@@ -51,11 +55,12 @@ async def serving(
     limits: Limits | None = None,
     repository: Repository | None = None,
     folder: Path | None = None,
+    sets: EmbeddingSets | None = None,
 ) -> AsyncIterator[Any]:
-    """-> a stub of a server with these models."""
+    """-> a stub of a server with these models. folder: where it takes in what clients bring."""
     server = grpc.aio.server()
     repository = repository or Repository.of(classifiers)
-    vision = VisionService(repository, limits, Registry(folder, repository) if folder else None)
+    vision = VisionService(repository, limits, Registry(folder, repository) if folder else None, sets)
     service.add_to_server(vision, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -252,6 +257,39 @@ def test_too_many_calls_are_refused_and_streams_wait_instead() -> None:
             assert all(answer.WhichOneof("result") == "response" for answer in await stream)
             await asyncio.gather(*held)
             await stub.Classify(pb.ClassifyRequest(image=picture()))
+
+    run(work)
+
+
+def test_the_limit_is_one_for_all_contracts() -> None:
+    model = Gated()
+    classifier = Classifier(colour_bundle(model=model), BatchOptions(max_batch=1, max_delay=0.0))
+    infer = inference_pb2.ModelInferRequest(model_name="colours_image")
+    infer.inputs.add(name="images", datatype="BYTES", shape=[1, 1]).contents.bytes_contents.append(picture())
+
+    async def work() -> None:
+        server = grpc.aio.server()
+        vision = VisionService([classifier], Limits(images=2))
+        service.add_to_server(vision, server)
+        inference_service.add_to_server(InferenceService(vision.repository, vision.intake), server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ours, theirs = VisionStub(channel), GRPCInferenceServiceStub(channel)
+            held: list[asyncio.Future[Any]] = [
+                asyncio.ensure_future(ours.Classify(pb.ClassifyRequest(image=picture()))),
+                asyncio.ensure_future(theirs.ModelInfer(infer)),
+            ]
+            while classifier.waiting < 1 or not model.entered.is_set():
+                await asyncio.sleep(0.005)
+            for call in (ours.Classify(pb.ClassifyRequest(image=picture())), theirs.ModelInfer(infer)):
+                with pytest.raises(grpc.aio.AioRpcError, match="2 images are in work already") as caught:
+                    await call
+                assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            model.gate.set()
+            await asyncio.gather(*held)
+        await server.stop(0)
+        vision.close()
 
     run(work)
 

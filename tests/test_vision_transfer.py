@@ -16,15 +16,18 @@ import torch
 from PIL import Image
 from torch import nn
 
+from asr_server.options import ServerOptions
+from tests.speech_fixtures import serving
 from training.fit import main
 from training.vision_data import VisionData, load_images
 from training.vision_files import ImageFiles
 from training.vision_finetune import FinetuneOptions, layer_depths, parameter_groups, prepare_epoch
-from training.vision_initial import Initial, load_initial, read_initial
+from training.vision_initial import Initial, load_initial, read_initial, read_published
 from training.vision_module import VisionOptions, mix
 from training.vision_photos import PhotoOptions, load_photos, shrink
 from vision_zoo import bundle, zoo
-from vision_zoo.nasnet import CIFAR, NASNet
+from vision_zoo.nasnet import CIFAR, MOBILE, NASNet
+from vision_zoo.torch_names import torch_names
 from vision_zoo.transforms import Preprocessing
 
 CONFIG = replace(CIFAR, cells=1, filters=48, stem_stride=2, num_classes=3, auxiliary=False)
@@ -153,6 +156,42 @@ def test_a_missing_auxiliary_head_starts_afresh(tmp_path: Path) -> None:
     assert afresh and all(name.startswith("auxiliary.") for name in afresh)
 
 
+def test_weights_of_another_layout_are_taken_over(tmp_path: Path) -> None:
+    """Those of timm's and Cadene's NASNets, here by names alone; 1001 classes are 1000 and a background."""
+    config = replace(MOBILE, cells=1, filters=96, num_classes=1001, stem_filters=8, auxiliary=False)
+    theirs = NASNet(config)
+    names = torch_names(theirs, ["cell_0.", "cell_1.", "cell_2."])
+    torch.save({names[name]: value for name, value in theirs.state_dict().items()}, tmp_path / "theirs.pth")
+    initial = read_initial(str(tmp_path / "theirs.pth"))
+    assert "conv0.conv.weight" in initial.weights
+    network, labels = NASNet(replace(config, num_classes=3)), ("a", "b", "c")
+    assert set(load_initial(network, initial, labels)) == HEAD
+    own = network.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in theirs.state_dict().items() if name not in HEAD)
+    whole = NASNet(replace(config, num_classes=1000))
+    assert load_initial(whole, initial, tuple(map(str, range(1000)))) == []
+    assert torch.equal(whole.state_dict()["classifier.bias"], theirs.state_dict()["classifier.bias"][1:])
+
+
+def test_a_head_of_timm_is_taken_whole_or_not_at_all() -> None:
+    network = timm.create_model("test_resnet", num_classes=3)
+    source = {name: value + 1 for name, value in network.state_dict().items()}
+    assert load_initial(network, Initial("file", source), ("a", "b", "c")) == []
+    assert torch.equal(network.state_dict()["fc.bias"], source["fc.bias"])
+    other = {name: value + 1 for name, value in source.items() if name != "fc.bias"}
+    assert load_initial(network, Initial("file", other), ("a", "b", "c")) == ["fc.bias", "fc.weight"]
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, (source if name.startswith("fc.") else other)[name])
+
+
+def test_published_weights_are_begun_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"nasnet-a-cifar has no published weights; choose from \['nasnet-a-large'"):
+        read_published("nasnet-a-cifar")
+    torch.save(NASNet(CONFIG).state_dict(), tmp_path / "published.pth")
+    monkeypatch.setattr("training.vision_initial.download", lambda published: tmp_path / "published.pth")
+    assert load_initial(NASNet(CONFIG), read_published("nasnet-a-mobile"), ("a", "b", "c")) == []
+
+
 # Mixing
 
 
@@ -256,6 +295,26 @@ def test_one_command_transfers_calibrates_and_reports(pictures: Path, tmp_path: 
     assert report["images"] == 8 and report["temperature"] == made.temperature
     assert report["calibration"]["after"]["log_loss"] <= report["calibration"]["before"]["log_loss"]
     assert "data:image/png;base64," in (out / "report" / "report.html").read_text()
+
+
+def test_a_finished_bundle_is_registered(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or stays where it is, with a status and a text that say so; going on with the run tries again."""
+    monkeypatch.setattr("vision_zoo.client.CONNECT_SECONDS", 0.2)
+    out, given = tmp_path / "run", ["--initial", str(saved(tmp_path).folder), "--epochs", "1", "--tune", "head"]
+    with pytest.raises(SystemExit) as stop:
+        fit(pictures, out, *given, "--name", "floors", "--register", "127.0.0.1:1")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and bundle.load(out / "bundle").name == "floors"
+    assert f"{out / 'bundle'} is finished but not registered: no server answers at 127.0.0.1:1" in said
+    assert f"to try again: vision-zoo register --server 127.0.0.1:1 {out / 'bundle'}" in said
+    (tmp_path / "registry").mkdir()
+    models = (tmp_path / "registry",)
+    with serving(ServerOptions(port=0, models=models, registry=models[0], drain_seconds=0.5)) as server:
+        assert fit(pictures, out, *given, "--name", "floors", "--register", server.address, "--resume") == 0
+        assert f"{server.address} serves floors@1" in capsys.readouterr().out
+    assert bundle.load(tmp_path / "registry" / "floors@1").labels == ("dark floor", "dark sky")
 
 
 def test_a_linear_probe_leaves_the_backbone_alone(pictures: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vision_zoo import bundle, zoo
 from vision_zoo.nasnet import NASNet
 from vision_zoo.transforms import Preprocessing
+from vision_zoo.weight_download import PUBLISHED, download
+from vision_zoo.weight_import import fit_weights
 
 NETWORK = "network."  # where VisionModule keeps the plain network
 
@@ -40,30 +42,30 @@ def read_initial(source: str) -> Initial:
     return Initial(source, zoo.read_weights(path))
 
 
+def read_published(backbone: str) -> Initial:
+    """What the authors of one of our NASNets have published, downloaded once. ValueError where there is nothing."""
+    if backbone not in PUBLISHED:
+        raise ValueError(f"{backbone} has no published weights; choose from {sorted(PUBLISHED)}, or give a file")
+    return Initial(zoo.PRETRAINED, zoo.read_weights(download(PUBLISHED[backbone])))
+
+
 def load_initial(network: nn.Module, initial: Initial, labels: tuple[str, ...]) -> list[str]:
     """Copies what fits and returns the names that keep their fresh weights: of the heads only, else ValueError.
 
-    Logits of the same number but of other labels, where the source names its own, are not taken over.
+    Logits of the same number but of other labels, where the source names its own, are not taken over. A NASNet takes
+    every layout that vision_zoo.weight_import knows.
     """
-    own, heads = network.state_dict(), head_names(network)
-    others = initial.labels is not None and initial.labels != labels
-    weights = {
-        name: value
-        for name, value in initial.weights.items()
-        if not name.startswith(heads) or (not others and name in own and own[name].shape == value.shape)
-    }
-    afresh = sorted(own.keys() - weights.keys())
-    # A head is one thing: half of an old one under new weights is worse than none.
-    for head in heads:
-        if any(name.startswith(head) for name in afresh):
-            weights = {name: value for name, value in weights.items() if not name.startswith(head)}
-    afresh = sorted(own.keys() - weights.keys())
-    kept = {name: own[name] for name in afresh if name.startswith(heads)}
+    heads, weights = head_names(network), initial.weights
+    if initial.labels not in (None, labels):
+        weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
+    own = network.state_dict()
     try:
-        zoo.load_weights(network, {**weights, **kept})
+        fitted = fit_weights(network, weights) if isinstance(network, NASNet) else _with_heads(own, weights, heads)
+        zoo.load_weights(network, fitted)
     except ValueError as error:
         raise ValueError(f"--initial {initial.source}: {error}") from None
-    return sorted(kept)
+    # What was kept is the network's own memory, what was taken over is not.
+    return sorted(name for name in own if name.startswith(heads) and fitted[name].data_ptr() == own[name].data_ptr())
 
 
 def head_names(network: nn.Module) -> tuple[str, ...]:
@@ -76,6 +78,15 @@ def head_names(network: nn.Module) -> tuple[str, ...]:
     if not names:
         raise ValueError(f"{type(network).__name__} does not say which of its layers is the classifier")
     return tuple(f"{name}." for name in names)
+
+
+def _with_heads(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """`weights`, with the network's own heads unless theirs fit whole."""
+    theirs = {name: value for name, value in weights.items() if name.startswith(heads)}
+    fresh = {name: value for name, value in own.items() if name.startswith(heads)}
+    fit = {name: value.shape for name, value in theirs.items()} == {name: value.shape for name, value in fresh.items()}
+    rest = {name: value for name, value in weights.items() if name not in theirs}
+    return rest | (theirs if fit else fresh)
 
 
 def _checkpoint(path: Path) -> Initial | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from training.vision_initial import Initial, load_initial, read_initial
+from training.vision_initial import Initial, load_initial, read_initial, read_published
 from vision_zoo import zoo
 from vision_zoo.transforms import RESIZE_MODES, Preprocessing
 
@@ -36,7 +36,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--initial",
         "--weights",
         metavar="SOURCE",
-        help="start from a bundle's folder, a checkpoint, a file of weights, or for timm 'pretrained'; "
+        help="start from a bundle's folder, a checkpoint, a file of weights, or 'pretrained' for published ones; "
         "with other labels the classifier starts afresh",
     )
     network.add_argument("--input-size", type=int, help="side in pixels (default: the backbone's)")
@@ -100,7 +100,7 @@ def start(args: argparse.Namespace, labels: Sequence[str], initial: Initial | No
         network = zoo.create(args.backbone, len(labels), args.initial)
         return Start(network, architecture)
     if args.initial == zoo.PRETRAINED:
-        zoo.create(args.backbone or BACKBONE, len(labels), args.initial)  # says that there are none
+        initial = read_published(args.backbone or BACKBONE)
     network = zoo.build(architecture)
     afresh = () if initial is None else tuple(load_initial(network, initial, tuple(labels)))
     if args.native:

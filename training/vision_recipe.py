@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result = parser.add_argument_group("result", "when the last epoch is done, its best one is exported to OUT/bundle")
     result.add_argument("--name", help="by which requests choose the model (default: after --data)")
     result.add_argument("--version", default="1", help="of the model (default: %(default)s)")
+    result.add_argument("--register", metavar="HOST:PORT", help="send the bundle to a running server, which serves it")
     result.add_argument("--report", action="store_true", help="report on the validation images, in OUT/report")
 
 
@@ -238,6 +239,19 @@ def _finish(args: argparse.Namespace, train: ImageFiles, validation: ImageFiles)
     if args.report:
         vision_report.write(answers, f"{name} on its validation images", args.out / "report", worst=24, run=args.out)
         print(f"wrote {args.out / 'report' / 'report.html'}")
+    if args.register:
+        _register(made.folder, args.register)
+
+
+def _register(folder: Path, server: str) -> None:
+    """Raises ValueError, and leaves the bundle as it is."""
+    from vision_zoo import client  # loads gRPC, which processes that read images should not have
+
+    try:
+        print(f"{server} serves {client.register(server, folder)}")
+    except ValueError as error:
+        again = f"vision-zoo register --server {server} {folder}"
+        raise ValueError(f"{folder} is finished but not registered: {error}; to try again: {again}") from error
 
 
 def _card(name: str, args: argparse.Namespace, train: int, validation: int, top1: float) -> str:

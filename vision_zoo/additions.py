@@ -1,7 +1,8 @@
 """What clients bring to a running server: bundles, aliases, and sets of embeddings to search in.
 
-The methods read messages as they come and raise ValueError and the errors of the repository, the registry and the sets;
-what takes long runs in threads.
+What changes something needs a registry: without one it raises RegistrationOffError before it reads. The methods read
+messages as they come and raise ValueError and the errors of the repository, the registry and the sets; what takes long
+runs in threads.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from vision_zoo.registration import RegistrationOffError, Registry
 from vision_zoo.repository import Repository
 from vision_zoo.wire import vision_pb2 as pb
 
-Embed: TypeAlias = Callable[[Classifier, bytes, Urgency], Awaitable[Tensor]]
+Embed: TypeAlias = Callable[[Classifier, bytes, Urgency, bool], Awaitable[Tensor]]
 
 
 class Additions:
-    """registry None: no bundles and aliases are taken. embed: an image's embedding, within the service's limits."""
+    """registry None: nothing is taken. embed: an image's embedding, within the service's limits.
+
+    embed's last argument: wait for a place, where all are taken.
+    """
 
     def __init__(self, repository: Repository, sets: EmbeddingSets, registry: Registry | None, embed: Embed) -> None:
         self._repository, self._sets, self._registry, self._embed = repository, sets, registry, embed
@@ -34,25 +38,32 @@ class Additions:
     async def embeddings(
         self, requests: AsyncIterator[pb.RegisterEmbeddingsRequest], deadline: float | None
     ) -> pb.EmbeddingSet:
+        self._writable()
         first = await anext(aiter(requests), None)
         if first is None or first.WhichOneof("content") != "header":
             raise ValueError("the first message must be a header: the set's name and its model")
         classifier = self._repository.find(first.header.model, first.header.model_version)
-        builder = self._sets.builder(first.header.name, classifier.bundle)
-        async for request in requests:
-            member = request.member
-            if request.WhichOneof("content") != "member" or member.WhichOneof("content") is None:
-                raise ValueError("after the header, every message must be a member with an image or an embedding")
-            if member.WhichOneof("content") == "embedding":
-                builder.add(member.id, member.label, messages.vector(member.embedding))
-            else:
-                embedding = await self._embed(classifier, member.image, Urgency(deadline=deadline))
+        with self._sets.building(first.header.name, classifier.bundle) as builder:
+            async for request in requests:
+                member = request.member
+                if request.WhichOneof("content") != "member" or member.WhichOneof("content") is None:
+                    raise ValueError("after the header, every message must be a member with an image or an embedding")
+                if member.WhichOneof("content") == "embedding":
+                    embedding = messages.vector(member.embedding)
+                else:
+                    embedding = await self._embed(classifier, member.image, Urgency(deadline=deadline), True)
                 builder.add(member.id, member.label, embedding)
-        made = builder.build()
-        await asyncio.to_thread(self._sets.add, made)
+            made = await asyncio.to_thread(builder.build)
+            await asyncio.to_thread(self._sets.add, made)
         return messages.embedding_set(made)
 
+    async def delete(self, request: pb.DeleteEmbeddingSetRequest) -> pb.DeleteEmbeddingSetResponse:
+        self._writable()
+        await asyncio.to_thread(self._sets.delete, request.name)
+        return pb.DeleteEmbeddingSetResponse()
+
     async def search(self, request: pb.SearchRequest, deadline: float | None) -> pb.SearchResponse:
+        """Needs no registry: it changes nothing, and finds what there is."""
         chosen = self._sets.find(request.set)
         classifier = self._repository.find(chosen.model, chosen.version)
         if classifier.bundle.weights_sha256 != chosen.weights_sha256:
@@ -60,7 +71,7 @@ class Additions:
         match request.WhichOneof("query"):
             case "image":
                 urgency = messages.urgency(request.priority, deadline)
-                query = await self._embed(classifier, request.image, urgency)
+                query = await self._embed(classifier, request.image, urgency, False)
             case "embedding":
                 query = messages.vector(request.embedding)
             case _:
@@ -98,7 +109,7 @@ class Additions:
     def _writable(self) -> Registry:
         if self._registry is None:
             raise RegistrationOffError(
-                "this server takes no bundles or aliases: it was started without a folder for them"
+                "this server takes no bundles, aliases or sets of embeddings: it was started without a folder for them"
             )
         return self._registry
 

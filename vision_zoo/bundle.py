@@ -132,10 +132,13 @@ def save(
 
 
 def find(models: Path) -> list[Path]:
-    """The folders of vision bundles directly in `models`, by name; other kinds and files are passed over."""
+    """The folders of vision bundles directly in `models`, by name.
+
+    Other kinds, files, and names that begin with a dot, where a bundle is on its way, are passed over.
+    """
     if not models.is_dir():
         raise BundleError(f"models folder {models} does not exist")
-    folders = sorted(path.parent for path in models.glob(f"*/{DESCRIPTION}"))
+    folders = sorted(path.parent for path in models.glob(f"[!.]*/{DESCRIPTION}"))
     return [folder for folder in folders if _description(folder).get("kind") == KIND]
 
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vision_zoo import images
 from vision_zoo.attribution import Attribution, attribute
 from vision_zoo.batcher import Batcher, BatchOptions, Urgency
 from vision_zoo.bundle import VisionBundle
 from vision_zoo.head import cut, embed
+from vision_zoo.precision import AUTO, for_serving
 from vision_zoo.statistics import Statistics
 from vision_zoo.transforms import normalise, resize_and_crop
 
@@ -47,17 +48,25 @@ class _Work:
 class Classifier:
     """A bundle ready to serve; shared by all requests.
 
+    precision: one of vision_zoo.precision's, or "auto" for what this machine computes fastest; the attribute says which
+    it became. ValueError where it cannot be.
+
     Close it to end its thread. Where nobody does, the thread ends when the last request that holds the classifier has
     let go of it: so a version that has been replaced drains by itself.
     """
 
     def __init__(
-        self, bundle: VisionBundle, batching: BatchOptions | None = None, pixel_limit: int = images.PIXEL_LIMIT
+        self,
+        bundle: VisionBundle,
+        batching: BatchOptions | None = None,
+        pixel_limit: int = images.PIXEL_LIMIT,
+        precision: str = AUTO,
     ) -> None:
         self.bundle, self.pixel_limit = bundle, pixel_limit
         self.batching, self.statistics = batching or BatchOptions(), Statistics()
+        network, self.precision = for_serving(bundle.model, precision)
         # The batcher's thread must not hold the classifier, which would then never be let go of.
-        run = _Runner(bundle)
+        run = _Runner(bundle, network)
         self._batcher: Batcher[_Work, Any] = Batcher(run, self.batching, bundle.name, self.statistics)
         weakref.finalize(self, self._batcher.close, wait=False)
 
@@ -134,12 +143,13 @@ class Classifier:
 class _Runner:
     """A batch of works -> their results, in order."""
 
-    def __init__(self, bundle: VisionBundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: VisionBundle, network: nn.Module) -> None:
+        self._bundle, self._network = bundle, network
 
     @torch.inference_mode()
     def __call__(self, works: list[_Work]) -> list[Any]:
-        model, batch = self._bundle.model, self._normalised([work.pixels for work in works])
+        model, batch = self._network, self._normalised([work.pixels for work in works])
+        batch = batch.contiguous(memory_format=torch.channels_last)
         results: dict[int, Any] = {}
         places: dict[str, list[int]] = {}
         for place, work in enumerate(works):

@@ -135,6 +135,7 @@ def metadata(model: ServedModel, versions: Iterable[str]) -> pb.ModelMetadataRes
         response.inputs.add(name=PIXELS, datatype="FP32", shape=(-1, 3, model.size, model.size))
     response.outputs.add(name=PROBABILITIES, datatype="FP32", shape=(-1, len(model.labels)))
     response.properties["version"] = model.version
+    response.properties["precision"] = model.classifier.precision
     response.properties["preprocessing"] = json.dumps(dataclasses.asdict(model.classifier.bundle.preprocessing))
     return response
 

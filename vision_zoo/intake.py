@@ -1,8 +1,9 @@
-"""How images of a request with several of them come to a classifier, for the contracts beside our own.
+"""How images come to a classifier, whichever contract they came by.
 
 Decoding needs memory, so a few threads do it, and images that are accepted and not yet answered have places that are
 counted over all calls. A call takes as many places as it has images: refused at once where they are not free, or, on a
-stream, which can be held up, once they are.
+stream, which can be held up, once they are. Who waits comes in in the order of arrival, and before anybody who would
+not wait: else a request of many images could be passed for ever by requests of one.
 """
 
 from __future__ import annotations
@@ -23,29 +24,35 @@ _T = TypeVar("_T")
 
 
 class Intake:
-    """Shared by the services that take images. decoders: threads for what would hold up the event loop."""
+    """One for all services that take images. decoders: threads for what would hold up the event loop."""
 
     def __init__(self, decoders: Executor, images: int = 64) -> None:
         self._decoders = decoders
         self._images = images
         self._free = images
-        self._freed = asyncio.Condition()
+        self._first_in_line = asyncio.Lock()  # whoever has it waits for `_freed`, all others wait for it
+        self._freed = asyncio.Event()
 
     @asynccontextmanager
     async def places(self, count: int, wait: bool = False) -> AsyncIterator[None]:
         """Holds `count` places. Raises ValueError for more than there are, QueueFullError where they are taken."""
         if count > self._images:
             raise ValueError(f"{count} images in one request; the limit is {self._images}")
-        if not wait and count > self._free:
+        if wait:
+            async with self._first_in_line:
+                while count > self._free:
+                    self._freed.clear()
+                    await self._freed.wait()
+                self._free -= count
+        elif self._first_in_line.locked() or count > self._free:
             raise QueueFullError(f"{self._images - self._free} images are in work already; try again later")
-        async with self._freed:
-            await self._freed.wait_for(lambda: count <= self._free)
+        else:
             self._free -= count
         try:
             yield
         finally:
             self._free += count
-            await asyncio.shield(self._tell())
+            self._freed.set()
 
     async def off_loop(self, work: Callable[..., _T], *arguments: object) -> _T:
         """Runs `work` in one of the decoders' threads."""
@@ -73,10 +80,6 @@ class Intake:
             if len(files) == 1:
                 raise
             raise type(error)(f"image {index}: {error}") from error
-
-    async def _tell(self) -> None:
-        async with self._freed:
-            self._freed.notify_all()
 
 
 async def _together(works: Iterable[Coroutine[object, object, _T]]) -> list[_T]:

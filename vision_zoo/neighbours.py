@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -19,12 +21,25 @@ from torch.nn import functional as F
 
 from vision_zoo import bundle
 
-MAX_BYTES = 256 << 20  # of all sets together
 DEFAULT_K = 5
 
 
 class UnknownSetError(Exception):
     """No set of that name is registered."""
+
+
+class SetsFullError(Exception):
+    """The sets of a server, with those that are being built, may take no more room."""
+
+
+@dataclass(frozen=True)
+class SetLimits:
+    """Of all sets of a server together, those that are being built among them."""
+
+    sets: int = 100
+    members: int = 250_000  # which cost some hundred bytes each beside their vectors
+    size: int = 256 << 20  # bytes of vectors, ids and labels
+    text: int = 256  # characters of one id or label
 
 
 @dataclass(frozen=True)
@@ -58,44 +73,57 @@ class EmbeddingSet:
         found = zip(places.tolist(), values.tolist(), strict=True)
         return [Neighbour(self.ids[place], self.labels[place], min(1.0, max(-1.0, value))) for place, value in found]
 
-    @property
+    @cached_property
     def size(self) -> int:
-        """Bytes of the vectors."""
-        return self.vectors.numel() * self.vectors.element_size()
+        """Bytes of the vectors, ids and labels."""
+        return _size(self.vectors, *self.ids, *self.labels)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 class SetBuilder:
-    """Members one after the other -> a set. `limit`: bytes of vectors that it may grow to."""
+    """Members one after the other -> a set. EmbeddingSets.building makes it, and is asked before it grows."""
 
-    def __init__(self, name: str, model: bundle.VisionBundle, limit: int = MAX_BYTES) -> None:
+    def __init__(self, name: str, model: bundle.VisionBundle, text_limit: int, ask: Callable[[str, int], None]) -> None:
         if not bundle.is_name(name):
             raise ValueError(f"set name {name!r} must be 1 to 64 of a-z 0-9 . _ - and start with a letter or digit")
-        self._name, self._model, self._limit = name, model, limit
+        self.name, self.size = name, 0
+        self._model, self._text_limit, self._ask = model, text_limit, ask
         self._members: list[tuple[str, str, Tensor]] = []
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     def add(self, id_: str, label: str, embedding: Tensor) -> None:
-        """embedding: (D,). Raises ValueError."""
+        """embedding: (D,). Raises ValueError, and SetsFullError where there is no room for it."""
+        for kind, text in (("id", id_), ("label", label)):
+            if len(text) > self._text_limit:
+                raise ValueError(f"{kind} of {len(text)} characters; the limit is {self._text_limit}")
         embedding = embedding.float()
         if self._members and embedding.shape != self._members[0][2].shape:
             raise ValueError(f"an embedding has {embedding.numel()} values, the first had {len(self._members[0][2])}")
-        if (len(self._members) + 1) * embedding.numel() * 4 > self._limit:
-            raise ValueError(f"set {self._name!r} is above the limit of {self._limit} bytes of embeddings in all sets")
+        size = _size(embedding, id_, label)
+        self._ask(self.name, size)
         self._members.append((id_, label, _unit(embedding[None])[0]))
+        self.size += size
 
     def build(self) -> EmbeddingSet:
         if not self._members:
-            raise ValueError(f"set {self._name!r} has no members; send at least one")
+            raise ValueError(f"set {self.name!r} has no members; send at least one")
         ids, labels, vectors = zip(*self._members, strict=True)
         of = self._model
-        return EmbeddingSet(self._name, of.name, of.version, of.weights_sha256, ids, labels, torch.stack(vectors))
+        return EmbeddingSet(self.name, of.name, of.version, of.weights_sha256, ids, labels, torch.stack(vectors))
 
 
 class EmbeddingSets:
     """All sets of a server, by name; in memory, and as FOLDER/NAME.safetensors where there is a folder."""
 
-    def __init__(self, folder: Path | None = None, limit: int = MAX_BYTES) -> None:
-        self._folder, self._limit = folder, limit
+    def __init__(self, folder: Path | None = None, limits: SetLimits | None = None) -> None:
+        """Reads what the folder holds. Raises ValueError where a file is no set."""
+        self._folder, self._limits = folder, limits or SetLimits()
         self._changing = threading.Lock()
+        self._building: list[SetBuilder] = []
         found = sorted(folder.glob("*.safetensors")) if folder is not None else []
         self._sets = {each.name: each for each in map(read, found)}
 
@@ -109,17 +137,25 @@ class EmbeddingSets:
     def __iter__(self) -> Iterator[EmbeddingSet]:
         return iter(self._sets.values())
 
-    def builder(self, name: str, model: bundle.VisionBundle) -> SetBuilder:
-        """For a set that may take the room of the one it replaces."""
-        others = sum(each.size for each in self._sets.values() if each.name != name)
-        return SetBuilder(name, model, self._limit - others)
+    @contextmanager
+    def building(self, name: str, model: bundle.VisionBundle) -> Iterator[SetBuilder]:
+        """A set that may take the room of the one it replaces. While it is built, it counts among all sets.
+
+        Raises ValueError for the name, SetsFullError.
+        """
+        builder = SetBuilder(name, model, self._limits.text, self._check_growth)
+        self._check([*self._others(name), builder])
+        self._building.append(builder)
+        try:
+            yield builder
+        finally:
+            self._building.remove(builder)
 
     def add(self, new: EmbeddingSet) -> None:
-        """Replaces a set of the same name. Raises ValueError above the limit."""
+        """Replaces a set of the same name. Raises SetsFullError."""
         with self._changing:
             sets = {**self._sets, new.name: new}
-            if (size := sum(each.size for each in sets.values())) > self._limit:
-                raise ValueError(f"{size} bytes of embeddings in all sets; the limit is {self._limit}")
+            self._check(list(sets.values()))
             if self._folder is not None:
                 write(self._folder, new)
             self._sets = sets
@@ -131,6 +167,25 @@ class EmbeddingSets:
             self._sets = {key: each for key, each in self._sets.items() if key != name}
             if self._folder is not None:
                 (self._folder / f"{name}.safetensors").unlink(missing_ok=True)
+
+    def _others(self, name: str) -> list[EmbeddingSet | SetBuilder]:
+        return [*(each for each in self._sets.values() if each.name != name), *self._building]
+
+    def _check_growth(self, name: str, size: int) -> None:
+        """Whether a set that is being built may have one more member of so many bytes."""
+        self._check(self._others(name), members=1, size=size)
+
+    def _check(self, all_sets: Sequence[EmbeddingSet | SetBuilder], members: int = 0, size: int = 0) -> None:
+        limits = self._limits
+        members += sum(map(len, all_sets))
+        size += sum(each.size for each in all_sets)
+        for count, limit, what in (
+            (len(all_sets), limits.sets, "sets of embeddings"),
+            (members, limits.members, "members in all sets of embeddings"),
+            (size, limits.size, "bytes in all sets of embeddings"),
+        ):
+            if count > limit:
+                raise SetsFullError(f"{count} {what}; the limit is {limit}: delete a set, or send a smaller one")
 
 
 def write(folder: Path, embeddings: EmbeddingSet) -> Path:
@@ -161,6 +216,11 @@ def read(file: Path) -> EmbeddingSet:
     if not len(found.ids) == len(found.labels) == len(vectors):
         raise ValueError(f"{file}: {len(vectors)} vectors, {len(found.ids)} ids and {len(found.labels)} labels")
     return found
+
+
+def _size(vectors: Tensor, *texts: str) -> int:
+    """Bytes."""
+    return vectors.numel() * vectors.element_size() + sum(len(text.encode()) for text in texts)
 
 
 def _unit(vectors: Tensor) -> Tensor:

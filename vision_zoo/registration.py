@@ -10,6 +10,7 @@ import hashlib
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,13 +99,30 @@ class Upload:
             self._open, self._written, self._hash = None, 0, hashlib.sha256()
 
 
+def check_folder(folder: Path) -> None:
+    """Raises ValueError unless bundles can be kept in it."""
+    if not folder.is_dir():
+        rule = "is not a folder" if folder.exists() else "does not exist"
+        raise ValueError(f"registry folder {folder} {rule}; name one that the server may write to")
+    try:
+        # What the system says about permissions need not hold, on a disk that is mounted read-only for example.
+        with tempfile.TemporaryFile(prefix=".upload-", dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"registry folder {folder} cannot be written to by the server: {reason}") from error
+
+
 class Registry:
-    """Takes bundles up into `folder` and into the repository. ValueError says why one was not."""
+    """Takes bundles up into `folder` and into the repository. ValueError says why one was not.
+
+    To be served again after a restart, what is in the folder must be among the folders of the repository.
+    """
 
     def __init__(self, folder: Path, repository: Repository, limit: int = MAX_BYTES) -> None:
-        if not folder.is_dir():
-            raise ValueError(f"registry folder {folder} does not exist")
+        check_folder(folder)
         self.folder, self._repository, self._limit = folder, repository, limit
+        self._taking = threading.Lock()  # of two uploads of one version the second finds the first in its place
 
     def begin(self, files: Sequence[Announced]) -> Upload:
         return Upload(self.folder, files, self._limit)
@@ -115,17 +133,18 @@ class Registry:
         name, version = bundle.identity(upload.folder)
         if not _VERSION.fullmatch(version):
             raise ValueError(f"version {version!r} must be 1 to 64 of A-Z a-z 0-9 . _ + - to be registered")
-        place = self.folder / f"{name}@{version}"
-        if place.exists():
-            return self._same(place, upload.folder)
-        bundle.load(upload.folder)
-        upload.folder.chmod(0o755)  # mkdtemp's are for nobody else
-        upload.folder.rename(place)
-        try:
-            return self._repository.load_folder(place)
-        except ValueError:
-            shutil.rmtree(place)
-            raise
+        with self._taking:
+            place = self._repository.place(name, version) or self.folder / f"{name}@{version}"
+            if place.exists():
+                return self._same(place, upload.folder)
+            bundle.load(upload.folder)
+            upload.folder.chmod(0o755)  # mkdtemp's are for nobody else
+            upload.folder.rename(place)
+            try:
+                return self._repository.load_folder(place)
+            except ValueError:
+                shutil.rmtree(place)
+                raise
 
     def take_folder(self, folder: Path) -> Classifier:
         """A bundle on this machine, inside one of the repository's folders or this one."""
@@ -137,7 +156,7 @@ class Registry:
     def _same(self, place: Path, folder: Path) -> Classifier:
         """Sending the same files again is no error, so that a sender may try again."""
         if announce(place) != announce(folder):
-            name, _, version = place.name.partition("@")
+            name, version = bundle.identity(folder)
             raise ValueError(f"model {name!r} has a version {version!r} already; give the bundle another version")
         return self._repository.load_folder(place)
 

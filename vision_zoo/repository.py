@@ -122,9 +122,15 @@ class Repository:
                 raise ValueError(f"two of {[str(path) for path in paths]} have the same version")
             self._publish(name, {(name, each.bundle.version): each for each in fresh})
 
+    def place(self, name: str, version: str) -> Path | None:
+        """Where in the folders that version is, served or not; None where it is in none. Raises BundleError."""
+        return next((path for path in self._bundles() if bundle.identity(path) == (name, version)), None)
+
     def load_folder(self, folder: Path) -> Classifier:
         """One bundle becomes served, and warm before that, beside the other versions of its name. Raises ValueError."""
         with self._changing:
+            if (name := bundle.read_name(folder)) in self._aliases:
+                raise ValueError(f"model name {name!r} is an alias on this server; choose another")
             classifier = self._warm(folder)
             of = classifier.bundle
             others = {key: each for key, each in self._table.items() if key[0] == of.name}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
@@ -23,7 +23,8 @@ from vision_zoo import messages
 from vision_zoo.additions import Additions
 from vision_zoo.batcher import ExpiredError, QueueFullError, Urgency
 from vision_zoo.classifier import Classifier
-from vision_zoo.neighbours import EmbeddingSets, UnknownSetError
+from vision_zoo.intake import Intake
+from vision_zoo.neighbours import EmbeddingSets, SetsFullError, UnknownSetError
 from vision_zoo.registration import RegistrationOffError, Registry
 from vision_zoo.repository import Repository, UnknownModelError
 from vision_zoo.wire import vision_pb2 as pb
@@ -42,6 +43,7 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (UnknownModelError, grpc.StatusCode.NOT_FOUND),
     (UnknownSetError, grpc.StatusCode.NOT_FOUND),
     (QueueFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (SetsFullError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (ExpiredError, grpc.StatusCode.DEADLINE_EXCEEDED),
     (RegistrationOffError, grpc.StatusCode.PERMISSION_DENIED),
     (ValueError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -50,7 +52,7 @@ _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes in."""
+    """What a server takes in, all contracts together."""
 
     image_bytes: int = 16 << 20  # of one file
     images: int = 64  # accepted and not yet answered, over all calls; single calls beyond them are refused
@@ -61,7 +63,8 @@ class Limits:
 class VisionService(VisionServicer):
     """`Vision` of vision.proto. The first classifier is the default. Close it after the server has stopped.
 
-    registry: takes in bundles and aliases while it serves; None: nobody may. sets: what Search looks in.
+    registry: takes in bundles, aliases and sets of embeddings while it serves; None: nobody may. sets: what Search
+    looks in. `intake` is for the services of other contracts on the same models, so that the limits hold for all.
     """
 
     def __init__(
@@ -75,10 +78,10 @@ class VisionService(VisionServicer):
         self.repository = models if isinstance(models, Repository) else Repository.of(models)
         self._sets = sets or EmbeddingSets()
         self._additions = Additions(self.repository, self._sets, registry, self._embedding)
+        self._decoders = ThreadPoolExecutor(self._limits.decoders, "decode", torch.set_num_threads, (1,))
         # No more than the smallest queue holds, so that an accepted image always finds a place in it.
         capacities = [classifier.batching.capacity for classifier in self.repository.classifiers]
-        self._places = asyncio.Semaphore(min([self._limits.images, *capacities]))
-        self._decoders = ThreadPoolExecutor(self._limits.decoders, "decode", torch.set_num_threads, (1,))
+        self.intake = Intake(self._decoders, min([self._limits.images, *capacities]))
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -93,7 +96,7 @@ class VisionService(VisionServicer):
         self.repository.close()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        return await self._single(self._classify(request, _deadline(context)), context)
+        return await _answered(self._classify(request, _deadline(context), wait=False), context)
 
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: Context
@@ -119,7 +122,7 @@ class VisionService(VisionServicer):
         )
 
     async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
-        return await self._single(self._embed(request, _deadline(context)), context)
+        return await _answered(self._embed(request, _deadline(context)), context)
 
     async def RegisterEmbeddings(
         self, requests: AsyncIterator[pb.RegisterEmbeddingsRequest], context: Context
@@ -127,7 +130,7 @@ class VisionService(VisionServicer):
         return await _answered(self._additions.embeddings(requests, _deadline(context)), context)
 
     async def Search(self, request: pb.SearchRequest, context: Context) -> pb.SearchResponse:
-        return await self._single(self._additions.search(request, _deadline(context)), context)
+        return await _answered(self._additions.search(request, _deadline(context)), context)
 
     async def ListEmbeddingSets(
         self, request: pb.ListEmbeddingSetsRequest, context: Context
@@ -137,8 +140,7 @@ class VisionService(VisionServicer):
     async def DeleteEmbeddingSet(
         self, request: pb.DeleteEmbeddingSetRequest, context: Context
     ) -> pb.DeleteEmbeddingSetResponse:
-        await _answered(asyncio.to_thread(self._sets.delete, request.name), context)
-        return pb.DeleteEmbeddingSetResponse()
+        return await _answered(self._additions.delete(request), context)
 
     async def Register(self, requests: AsyncIterator[pb.RegisterRequest], context: Context) -> pb.RegisterResponse:
         return await _answered(self._additions.bundle(requests), context)
@@ -164,28 +166,20 @@ class VisionService(VisionServicer):
         self, request: pb.ClassifyStreamRequest, deadline: float | None
     ) -> pb.ClassifyStreamResponse:
         try:
-            response = await self._classify(request.request, deadline)
+            response = await self._classify(request.request, deadline, wait=True)
             return pb.ClassifyStreamResponse(request_id=request.request_id, response=response)
         except Exception as error:
             code, text = _status(error)
             number: int = code.value[0]
             return pb.ClassifyStreamResponse(request_id=request.request_id, error=pb.Error(code=number, message=text))
 
-    async def _single(self, work: Coroutine[Any, Any, _T], context: Context) -> _T:
-        """For calls of one image, which are refused where streams wait."""
-        if self._places.locked():
-            work.close()
-            await context.abort(
-                *_status(QueueFullError(f"{self._limits.images} images are in work already; try again later"))
-            )
-        return await _answered(work, context)
-
-    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None) -> pb.ClassifyResponse:
+    async def _classify(self, request: pb.ClassifyRequest, deadline: float | None, wait: bool) -> pb.ClassifyResponse:
+        """wait: for a place, where all are taken; streams do, which can be held up."""
         classifier = self.repository.find(request.model, request.model_version)
         options = messages.classify_options(request, deadline)
         self._check_size(request.image)
-        async with self._places:
-            pixels = await self._off_loop(classifier.read, request.image)
+        async with self.intake.places(1, wait):
+            pixels = await self.intake.off_loop(classifier.read, request.image)
             if not options.explain:
                 probabilities = await asyncio.wrap_future(classifier.submit(pixels, options.urgency))
                 return messages.response(
@@ -195,27 +189,26 @@ class VisionService(VisionServicer):
             found = await asyncio.wrap_future(waiting)
             predictions = classifier.predictions(classifier.calibrated(found.logits), options.top_k)
             response = messages.response(classifier.bundle, predictions, options.abstain_below)
-            shown = await self._off_loop(messages.explanation, classifier.bundle, pixels, found, options)
+            shown = await self.intake.off_loop(messages.explanation, classifier.bundle, pixels, found, options)
             response.explanation.CopyFrom(shown)
             return response
 
     async def _embed(self, request: pb.EmbedRequest, deadline: float | None) -> pb.EmbedResponse:
         classifier = self.repository.find(request.model, request.model_version)
-        embedding = await self._embedding(classifier, request.image, messages.urgency(request.priority, deadline))
-        return messages.embed_response(classifier.bundle, embedding)
+        urgency = messages.urgency(request.priority, deadline)
+        return messages.embed_response(
+            classifier.bundle, await self._embedding(classifier, request.image, urgency, wait=False)
+        )
 
-    async def _embedding(self, classifier: Classifier, image: bytes, urgency: Urgency) -> Tensor:
+    async def _embedding(self, classifier: Classifier, image: bytes, urgency: Urgency, wait: bool) -> Tensor:
         self._check_size(image)
-        async with self._places:
-            pixels = await self._off_loop(classifier.read, image)
+        async with self.intake.places(1, wait):
+            pixels = await self.intake.off_loop(classifier.read, image)
             return await asyncio.wrap_future(classifier.submit_embedding(pixels, urgency))
 
     def _check_size(self, image: bytes) -> None:
         if len(image) > self._limits.image_bytes:
             raise ValueError(f"image of {len(image)} bytes; the limit is {self._limits.image_bytes} bytes")
-
-    async def _off_loop(self, work: Any, *arguments: object) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work, *arguments)
 
 
 def add_to_server(service: VisionService, server: grpc.aio.Server) -> None:
@@ -240,5 +233,5 @@ def _status(error: Exception) -> tuple[grpc.StatusCode, str]:
     for kind, code in _STATUS:
         if isinstance(error, kind):
             return code, str(error)
-    logger.error("classification failed", exc_info=error)
-    return grpc.StatusCode.INTERNAL, "classification failed; the server's log has the reason"
+    logger.error("a call failed", exc_info=error)
+    return grpc.StatusCode.INTERNAL, "the call failed; the server's log has the reason"

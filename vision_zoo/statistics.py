@@ -8,6 +8,17 @@ from dataclasses import dataclass, field, replace
 
 from vision_zoo.batcher import BatchFacts, Dropped
 
+# Metric name of Triton -> what it counts here: images, by whichever contract they came.
+DESCRIPTIONS = {
+    "nv_inference_request_success": "Images that the model has answered since it was loaded.",
+    "nv_inference_request_failure": "Images that failed in the model, were cancelled, came too late or were refused.",
+    "nv_inference_count": "Images that the model has computed.",
+    "nv_inference_exec_count": "Runs of the model, each of one batch.",
+    "nv_inference_request_duration_us": "Microseconds that answered images spent in queue and model, summed.",
+    "nv_inference_queue_duration_us": "Microseconds that computed images waited in the queue, summed.",
+    "nv_inference_compute_infer_duration_us": "Microseconds that the model ran.",
+}
+
 
 @dataclass(frozen=True)
 class Totals:
@@ -25,7 +36,7 @@ class Totals:
     batches: Mapping[int, int] = field(default_factory=dict)
 
     def as_metrics(self) -> dict[str, float]:
-        """Metric name of Triton -> value; durations in microseconds, as there."""
+        """The values of DESCRIPTIONS; durations in microseconds, as Triton has them."""
         return {
             "nv_inference_request_success": self.succeeded,
             "nv_inference_request_failure": self.failed + self.cancelled + self.expired + self.refused,
