@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tests.vision_fixtures import COLOURS, TINY, colour_bundle, encoded, noise, picture
 from vision_zoo.batcher import BatchOptions
-from vision_zoo.classifier import Classifier
+from vision_zoo.classifier import THREADS, Classifier
 from vision_zoo.images import ImageError
 from vision_zoo.nasnet import NASNet
 from vision_zoo.transforms import Preprocessing, normalise
@@ -49,6 +51,22 @@ def test_more_images_than_the_queue_holds(classifier: Classifier) -> None:
 def test_what_is_no_image_is_refused(classifier: Classifier) -> None:
     with pytest.raises(ImageError, match="not an image"):
         classifier.classify([b"hello"])
+
+
+def test_a_thread_that_took_one_core_leaves_the_others_to_classifiers_loaded_later() -> None:
+    class Asking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            found.append(torch.get_num_threads())
+            return x.mean((2, 3))
+
+    found: list[int] = []
+    decoder = threading.Thread(target=torch.set_num_threads, args=(1,))
+    decoder.start()
+    decoder.join()
+    classifier = Classifier(replace(colour_bundle(), model=Asking()))
+    classifier.classify([picture()])
+    classifier.close()
+    assert found[-1] == THREADS
 
 
 def test_the_pixel_limit_is_the_classifiers() -> None:

@@ -25,6 +25,8 @@ from vision_zoo.statistics import Statistics
 from vision_zoo.transforms import normalise, resize_and_crop
 
 DEFAULT_TOP_K = 5
+# What one thread of this process sets, torch gives to every thread that begins later: asked before there are any.
+THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class _Runner:
 
     @torch.inference_mode()
     def __call__(self, works: list[_Work]) -> list[Any]:
+        torch.set_num_threads(THREADS)  # the decoders' threads have taken one each
         model, batch = self._network, self._normalised([work.pixels for work in works])
         batch = batch.contiguous(memory_format=torch.channels_last)
         results: dict[int, Any] = {}
