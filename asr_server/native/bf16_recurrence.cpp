@@ -10,12 +10,11 @@
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "byte_matrix.hpp"
+#include "parts.hpp"
 
 #if defined(__x86_64__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC bug 105593: its own header
@@ -153,20 +152,9 @@ void run_rows(const RecurrenceShape& shape, const Packed& weight, const std::arr
 
 void run(const RecurrenceShape& shape, const Packed& weight, const std::array<Kernel, MOST_ROWS>& kernels,
          const float* added, const float* gate, const float* initial, float* results) {
-    const size_t parts = std::max<size_t>(1, std::min(shape.threads, shape.batch));
-    const auto part = [&](size_t i) {
-        const size_t first = shape.batch * i / parts, last = shape.batch * (i + 1) / parts;
+    in_parts(shape.batch, shape.threads, [&](size_t first, size_t last) {
         if (last > first) run_rows(shape, weight, kernels, added, gate, initial, results, first, last);
-    };
-    std::vector<std::thread> others;
-    size_t started = 1;
-    try {
-        for (; started < parts; ++started) others.emplace_back(part, started);
-    } catch (const std::system_error&) {  // no more threads to be had: this one does their work
-    }
-    part(0);
-    for (size_t i = started; i < parts; ++i) part(i);
-    for (std::thread& other : others) other.join();
+    });
 }
 
 void required() {

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include "parts.hpp"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define FOR_ALL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -229,28 +229,12 @@ FOR_ALL void backward_part(const GatesShape& shape, size_t first, size_t last, c
     backward_units(shape, first, last, outer, end, products, heard, start, ahead, behind, inner, start_gradient);
 }
 
-// work(first, last) for parts of the units, each in a thread of its own.
-template <typename Work>
-void in_parts(const GatesShape& shape, const Work& work) {
-    const size_t parts = std::max<size_t>(1, std::min(shape.threads, shape.width));
-    const auto part = [&](size_t i) { work(shape.width * i / parts, shape.width * (i + 1) / parts); };
-    std::vector<std::thread> others;
-    size_t started = 1;
-    try {
-        for (; started < parts; ++started) others.emplace_back(part, started);
-    } catch (const std::system_error&) {  // no more threads to be had: this one does their work
-    }
-    part(0);
-    for (size_t i = started; i < parts; ++i) part(i);
-    for (std::thread& other : others) other.join();
-}
-
 }  // namespace
 
 template <typename Number>
 void gated_scan(const GatesShape& shape, const Number* products, const float* heard, const float* start, float* ahead,
                 float* behind, Number* opened) {
-    in_parts(shape, [&](size_t first, size_t last) {
+    in_parts(shape.width, shape.threads, [&](size_t first, size_t last) {
         forward_part(shape, first, last, products, heard, start, ahead, behind, opened);
     });
 }
@@ -259,7 +243,7 @@ template <typename Number>
 void gated_scan_backward(const GatesShape& shape, const Number* outer, const float* last, const Number* products,
                          const float* heard, const float* start, const float* ahead, const float* behind,
                          Number* products_gradient, float* start_gradient) {
-    in_parts(shape, [&](size_t from, size_t to) {
+    in_parts(shape.width, shape.threads, [&](size_t from, size_t to) {
         backward_part(shape, from, to, outer, last, products, heard, start, ahead, behind, products_gradient,
                       start_gradient);
     });
