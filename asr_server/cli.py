@@ -139,6 +139,12 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         help="of the network's products; auto: what this machine computes fastest (default: %(default)s)",
     )
     command.add_argument(
+        "--vision-precision",
+        default=usual.vision_precision,
+        metavar="PRECISION",
+        help="of vision networks: auto, fp32 or bf16 (default: %(default)s)",
+    )
+    command.add_argument(
         "--threads", type=int, default=usual.threads, help="of the network and the searches (default: %(default)s)"
     )
     command.add_argument(
@@ -249,6 +255,7 @@ def _serve(args: argparse.Namespace) -> int:
         language_models=tuple(args.language_models or ()),
         audio_folder=args.audio_folder,
         precision=args.precision,
+        vision_precision=args.vision_precision,
         threads=args.threads,
         keepalive_seconds=args.keepalive_seconds,
         drain_seconds=args.drain_seconds,

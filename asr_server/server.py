@@ -132,7 +132,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         )
         await asyncio.to_thread(reloader.begin)
         _check_default(options.default_model, catalogue)
-        vision = await asyncio.to_thread(_vision, folders, options.registry)
+        vision = await asyncio.to_thread(_vision, folders, options.registry, options.vision_precision)
         stack.enter_context(closing(vision))
         metrics.read_at_scrapes(statistics.DESCRIPTIONS, lambda: _counts(vision.repository))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
@@ -182,20 +182,21 @@ def load_catalogue(folders: tuple[Path, ...], precision: str = "fp32", threads: 
     return Catalogue(engines, default=asr_server.bundle.SHIPPED_DEFAULT)
 
 
-def _vision(folders: tuple[Path, ...], kept: Path | None) -> VisionService:
+def _vision(folders: tuple[Path, ...], kept: Path | None, precision: str) -> VisionService:
     """kept: where clients may register what is served then, and after a restart; None: they may not. ValueError."""
+
+    def make(bundle: VisionBundle) -> Classifier:
+        """With room for all that is let in and for the run that warms it up."""
+        batching = batcher.BatchOptions(capacity=vision_zoo.service.Limits.images + 1)
+        return Classifier(bundle, batching, precision=precision)
+
     if kept is None:
-        return VisionService(Repository.load_all(folders, _classifier))
+        return VisionService(Repository.load_all(folders, make))
     is_among_them = any(folder.resolve() == kept.resolve() for folder in folders)
-    repository = Repository.load_all(folders if is_among_them else (*folders, kept), _classifier)
+    repository = Repository.load_all(folders if is_among_them else (*folders, kept), make)
     embeddings = kept / EMBEDDINGS
     embeddings.mkdir(exist_ok=True)
     return VisionService(repository, registry=Registry(kept, repository), sets=EmbeddingSets(embeddings))
-
-
-def _classifier(bundle: VisionBundle) -> Classifier:
-    """With room for all that is let in and for the run that warms it up."""
-    return Classifier(bundle, batcher.BatchOptions(capacity=vision_zoo.service.Limits.images + 1))
 
 
 def _counts(repository: Repository) -> list[Counts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -17,6 +18,7 @@ from tests.test_vision_bundle import save
 from tests.vision_fixtures import TINY, picture
 from vision_zoo import client
 from vision_zoo.nasnet import NASNet
+from vision_zoo.precision import available
 from vision_zoo.wire import inference_pb2, vision_pb2, vision_pb2_grpc
 from vision_zoo.wire.inference_pb2_grpc import GRPCInferenceServiceStub
 
@@ -128,3 +130,14 @@ def test_a_folder_that_will_not_do_is_one_line(
     assert cli.main([*given, "--allow-model-control"]) == 1
     text = f"error: registry folder {tmp_path / 'missing'} does not exist; name one that the server may write to\n"
     assert capsys.readouterr().err == text
+
+
+def test_the_precision_is_the_operators(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = available()[-1]
+    with serving(replace(options(models), vision_precision=chosen)) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            request = inference_pb2.ModelMetadataRequest(name="birds")
+            metadata = GRPCInferenceServiceStub(channel).ModelMetadata(request, timeout=60)
+    assert metadata.properties["precision"] == chosen
+    assert cli.main(["serve", "--port", "0", "--models", str(models), "--vision-precision", "fp8"]) == 1
+    assert "precision 'fp8' is not one of this processor's. Select one of ('auto', 'fp32'" in capsys.readouterr().err
