@@ -225,6 +225,18 @@ def test_more_layers_begin_with_the_weights_of_fewer(
     assert "another network" in capsys.readouterr().err
 
 
+def test_gated_layers_are_added_without_a_change_of_what_is_said(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path / "data", 4)
+    fit.main(command(manifest, tmp_path / "two", "--cell", "gated", "--recurrent-layers", "2", "--epochs", "1"))
+    source = tmp_path / "two" / "last.ckpt"
+    deeper = ["--initial", str(source), "--cell", "gated", "--recurrent-layers", "3", "--learning-rate", "0"]
+    fit.main(command(manifest, tmp_path / "three", *deeper, "--weight-decay", "0", "--epochs", "1"))
+    spectra, frames = torch.randn(2, 30, 81), torch.tensor([30, 21])
+    (_, before, _), (_, after, _) = (export.read_checkpoint(tmp_path / name / "last.ckpt") for name in ("two", "three"))
+    assert (before.config.recurrent_layers, after.config.recurrent_layers) == (2, 3)
+    torch.testing.assert_close(after(spectra, frames), before(spectra, frames))
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [

@@ -17,6 +17,8 @@ from training.speech_module import OPTIMISERS, OptimiserOptions, SpeechModule
 from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
 from training.waveform import WaveformOptions
 
+DEEPER = ("model.deeper.", "model.gated.")  # recurrent layers above the first, on residual paths
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the recipe; the network's defaults are the paper's."""
@@ -141,7 +143,7 @@ def _add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--initial",
         metavar="CKPT|BUNDLE",
-        help="begin with the weights of this one; more recurrent layers start afresh",
+        help="begin with the weights of this one; more recurrent layers start afresh, gated ones without effect",
     )
     network.add_argument("--width", type=int, default=config.width, help="units a layer; default: %(default)s")
     network.add_argument("--context", type=int, default=config.context, help="frames each side; default: %(default)s")
@@ -227,8 +229,11 @@ def _load(module: SpeechModule, source: str) -> list[str]:
         missing, unknown = module.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"--initial {source}: another network: {str(error).splitlines()[-1].strip()}") from error
-    if unknown or any(not name.startswith("model.deeper.") for name in missing):
+    if unknown or any(not name.startswith(DEEPER) for name in missing):
         raise ValueError(f"--initial {source}: another network: {', '.join([*unknown, *missing][:5])}")
+    for name in missing:
+        if name.endswith((".project.weight", ".project.bias")) and name.startswith("model.gated."):
+            module.get_parameter(name).data.zero_()  # a new layer passes on what the one below says
     return list(missing)
 
 
