@@ -65,23 +65,34 @@ def gated_scan(products: Tensor, heard: Tensor, start: Tensor, right: int, more:
     values, gates, outwards = products.split((2 * width, 2 * width, width), -1)
     kept = gates.sigmoid() * heard  # nothing is kept of what comes before a frame that there is not
     new = (1 - kept) * values * heard
-    frames = len(products) - right
-    reach = len(products) if more else frames
-    ahead: list[Tensor] = []
-    carried = start
-    for chunk in range(products.shape[1]):
-        state, first = carried, len(ahead)
-        for frame in range(reach):
-            state = kept[frame, chunk, :, :width] * state + new[frame, chunk, :, :width]
-            ahead.append(state)
-        carried = ahead[first + frames - 1]
-    behind: list[Tensor] = []
-    state = torch.zeros_like(start)
-    for frame in reversed(range(len(products))):
-        state = kept[frame, ..., width:] * state + new[frame, ..., width:]
-        behind.append(state)
-    states = torch.stack(ahead).unflatten(0, (-1, reach)).transpose(0, 1) + torch.stack(behind[::-1])[:reach]
-    return functional.silu(outwards[:reach]) * states, carried
+    frames, chunks = len(products) - right, products.shape[1]
+    kept_ahead, new_ahead = kept[..., :width], new[..., :width]
+    main = _averages(_chain(kept_ahead[:frames]), _chain(new_ahead[:frames]), start).unflatten(0, (chunks, frames))
+    ahead = main.transpose(0, 1)
+    if more and right:
+        ahead = torch.cat([ahead, _averages(kept_ahead[frames:], new_ahead[frames:], main[:, -1])])
+    behind = _averages(kept[..., width:].flip(0), new[..., width:].flip(0), torch.zeros_like(start)).flip(0)
+    reach = len(ahead)
+    return functional.silu(outwards[:reach]) * (ahead + behind[:reach]), main[-1, -1]
+
+
+def _averages(kept: Tensor, new: Tensor, start: Tensor) -> Tensor:
+    """c_t = kept_t c_{t-1} + new_t over the first dimension, in as many steps as its length has binary digits (Hillis
+    and Steele 1986): a loop over frames would keep a GPU waiting."""
+    states = torch.cat([new[:1] + kept[:1] * start, new[1:]])
+    reach = 1  # frames that each state has heard
+    while reach < len(states):
+        states, kept = (
+            torch.cat([states[:reach], states[reach:] + kept[reach:] * states[:-reach]]),
+            torch.cat([kept[:reach], kept[reach:] * kept[:-reach]]),
+        )
+        reach *= 2
+    return states
+
+
+def _chain(windows: Tensor) -> Tensor:
+    """Chunks one after another: (frames, K, B, H) -> (K frames, B, H)."""
+    return windows.transpose(0, 1).flatten(0, 1)
 
 
 class _NativeScan(torch.autograd.Function):
