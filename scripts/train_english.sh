@@ -1,0 +1,112 @@
+#!/usr/bin/env bash
+# The recipe of the bundle deepspeech-en, a stage at a time. A stage that was killed goes on when it is started again.
+#
+#     scripts/train_english.sh STAGE DATA OUT
+#
+# DATA holds one manifest for each corpus (the bundle's card names them) and books.txt, a sentence a line; OUT gets the
+# rest. From the environment: PYTHON (.venv/bin/python), PROCESSES (2, of one thread each), PORT (29500). Stages, in order:
+#
+#     split            dev-clean: 8 speakers for decisions, the others for training
+#     check            the manifests, also against the test sets
+#     language-model   4-gram of at most 40 MB; needs `make kenlm`
+#     start            one pass from a flat start, short utterances first
+#     clean            three passes without noise
+#     noisy            five passes with noise, rooms, telephones and chunks, until the rate is zero
+#     bundle           export, tuning of alpha and beta, calibration
+#     test             the figures of docs/results.md; chooses nothing
+set -euo pipefail
+
+[ $# = 3 ] || { sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//; p}' "$0"; exit 2; }
+stage=$1 data=$(realpath "$2") out=$(realpath -m "$3")
+cd "$(dirname "$0")/.."
+python=$(realpath -s "${PYTHON:-.venv/bin/python}")
+processes=${PROCESSES:-2}
+mkdir -p "$out"
+
+corpora=(train-clean-5 dev-other-part train-clean-100-a train-clean-100-b speechocean kathleen ljspeech-part vctk-p239
+    digits an4-train cv1-dev)
+noises=("$data"/noise-*.jsonl)
+train=("$out/fit.jsonl")
+for corpus in "${corpora[@]}"; do train+=("$data/$corpus.jsonl"); done
+tests=("$data/test-clean.jsonl" "$data/an4-test.jsonl")
+bundle=$out/deepspeech-en
+
+fit() {
+    OMP_NUM_THREADS=1 "$python" -m torch.distributed.run --nproc-per-node "$processes" \
+        --master-port "${PORT:-29500}" -m training.fit speech --train "${train[@]}" --validation "$out/dev.jsonl" \
+        --resume --devices "$processes" --strategy ddp --accelerator cpu --threads 1 --precision bf16-mixed \
+        --cell gated --recurrent-layers 5 --width 512 --stride 3 --context 9 --normalisation layer --chunk 7 --right 6 \
+        --clip 2 --batch-seconds 50 --batch-utterances 32 --longest 20 --level 6 --time-masks 0.3 "$@"
+}
+quiet=(--room-share 0 --telephone-share 0 --babble-share 0 --clipping-share 0)
+
+case $stage in
+split)
+    "$python" - "$data/dev-clean.jsonl" "$out" <<'PYTHON'
+import json
+import os
+import sys
+from pathlib import Path
+
+manifest, out = map(Path, sys.argv[1:])
+HELD = {"174", "2078", "251", "3170", "422", "6241", "652", "84"}  # every fifth of the 40 speakers, as text, from the 4th
+LEAK = "1462-170138-"  # the text of test-clean's 4446-2271, read by another
+parts = {"fit": [], "dev": []}
+for line in manifest.read_text(encoding="utf-8").splitlines():
+    entry = json.loads(line)
+    if not entry["id"].startswith(LEAK):
+        entry["audio_filepath"] = os.path.relpath(manifest.parent / entry["audio_filepath"], out)
+        parts["dev" if entry["id"].split("-")[0] in HELD else "fit"].append(entry)
+for name, entries in parts.items():
+    (out / f"{name}.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    print(f"{name}: {len(entries)} utterances")
+PYTHON
+    ;;
+check)  # AN4's speakers spell and count: short texts that anybody may say
+    "$python" -m training.data check "${train[@]}" "$out/dev.jsonl" --noise "${noises[@]}" --test "${tests[@]}" \
+        --allow test-text
+    ;;
+language-model)
+    "$python" - "$data/an4-train.jsonl" > "$out/spoken-forms.txt" <<'PYTHON'
+import json
+import sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    texts = [json.loads(line)["text"] for line in file]
+print("\n".join(texts * 300))
+PYTHON
+    "$python" -m training.compact_language_model --text "$data/books.txt" "$out/spoken-forms.txt" --words 200000 \
+        --size 40000000 --probability-bits 5 --back-off-bits 4 --out "$out/lm.binary" --json
+    ;;
+start)
+    fit "${quiet[@]}" --out "$out/start" --epochs 1 --hold 1 --learning-rate 1.5e-3 --warmup-steps 300 \
+        --flat-start-steps 150
+    ;;
+clean)
+    fit "${quiet[@]}" --out "$out/clean" --initial "$out/start/last.ckpt" --epochs 3 --hold 1 --random-first-epoch \
+        --learning-rate 6e-4 --warmup-steps 150
+    ;;
+noisy)
+    fit --out "$out/noisy" --initial "$out/clean/last.ckpt" --epochs 5 --random-first-epoch --learning-rate 5e-4 \
+        --warmup-steps 150 --noise "${noises[@]}" --noise-share 0.15 --babble-share 0.03 --room-share 0.1 \
+        --telephone-share 0.02 --clipping-share 0.01 --dropout 0 --chunked-share 0.3 --frequency-masks 1
+    ;;
+bundle)
+    "$python" -m training.export speech --checkpoint "$out/noisy/last.ckpt" --name deepspeech-en --half --lexicon \
+        --beam-width 400 --alpha 0.8 --beta 1 --language-model "$out/lm.binary" --out "$bundle"
+    "$python" -m training.tune_decoder --bundle "$bundle" --manifest "$out/dev.jsonl" --trials 50 --jobs 2 --write
+    "$python" -m training.calibrate --bundle "$bundle" --manifest "$out/dev.jsonl" --write
+    ;;
+test)
+    for manifest in "${tests[@]}"; do
+        "$python" -m training.evaluate speech --bundle "$bundle" --manifest "$manifest" --all --jobs 2 --json \
+            --report "$out/report-$(basename "$manifest" .jsonl)"
+    done
+    "$python" -m training.noisy_speech --speech "${tests[0]}" --noise "${noises[@]}" --out "$out/noisy-test" --seed 0
+    "$python" -m benchmarks.accuracy --manifest "$out"/noisy-test/{clean,noisy}.jsonl --bundle "$bundle" --jobs 2 --json
+    ;;
+*)
+    echo "stage '$stage' is unknown. Select from: split check language-model start clean noisy bundle test" >&2
+    exit 2
+    ;;
+esac
