@@ -93,7 +93,8 @@ noisy)
     ;;
 bundle)
     "$python" -m training.export speech --checkpoint "$out/noisy/last.ckpt" --name deepspeech-en --half --lexicon \
-        --beam-width 400 --alpha 0.8 --beta 1 --language-model "$out/lm.binary" --out "$bundle"
+        --beam-width 1000 --token-min-log-prob -9 --beam-prune-log-prob -20 --alpha 0.8 --beta 1 \
+        --language-model "$out/lm.binary" --out "$bundle"
     "$python" -m training.tune_decoder --bundle "$bundle" --manifest "$out/dev.jsonl" --trials 50 --jobs 2 --write
     "$python" -m training.calibrate --bundle "$bundle" --manifest "$out/dev.jsonl" --write
     ;;
