@@ -2,6 +2,8 @@
 
 import functools
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -44,8 +46,20 @@ def spread(task: Callable[[Item], Outcome], items: Sequence[Item], jobs: int) ->
         yield from map(task, items)
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(jobs, context) as pool:
+    with ProcessPoolExecutor(jobs, context, end_with_parent) as pool:
         yield from pool.map(task, items)
+
+
+def end_with_parent() -> None:
+    """For processes of a pool: one whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def hear_all(

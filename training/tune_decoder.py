@@ -41,6 +41,7 @@ from asr_server.bundle import CALIBRATION, DESCRIPTION
 from asr_server.decoding import DecodingOptions
 from training import network_outputs
 from training.decoding_trial import HEADING, Trial, Trials, try_options
+from training.hearing import end_with_parent
 from training.recognition import Setting, find_bundle
 from training.speech_manifest import read_manifest
 
@@ -115,9 +116,13 @@ def processes(jobs: int) -> Iterator[Map]:
         yield map
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    deaf = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends this process, which ends the others
-    with ProcessPoolExecutor(jobs, context, signal.signal, deaf) as pool:
+    with ProcessPoolExecutor(jobs, context, _begin) as pool:
         yield pool.map
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends the others
+    end_with_parent()
 
 
 def tune(args: argparse.Namespace) -> Trials:
