@@ -37,7 +37,7 @@ INLINE void put(Brief& place, float value) {  // to the nearest, ties to even
     place.bits = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Within two units of the last place of std::exp, without its calls and branches.
+// std::exp in single precision (by the polynomial of Cephes), without calls and branches.
 INLINE float exponential(float x) {
     x = x < 87.0f ? x : 87.0f;
     x = x > -87.0f ? x : -87.0f;
@@ -46,7 +46,7 @@ INLINE float exponential(float x) {
     std::memcpy(&exponent, &shifted, sizeof exponent);
     const float whole = shifted - 12582912.0f;
     const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;  // Cephes' polynomial
+    float sum = 1.9875691500e-4f;
     sum = sum * rest + 1.3981999507e-3f;
     sum = sum * rest + 8.3334519073e-3f;
     sum = sum * rest + 4.1665795894e-2f;
