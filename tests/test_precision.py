@@ -216,7 +216,7 @@ def test_the_shipped_bundle_hears_the_same_in_every_precision(shipped: SpeechBun
     assert (found - expected).abs().mean() < {"fp32": 1e-4, "bf16": 0.1, "int8": 0.3}[name]
     first, second = expected.topk(2).values.unbind(1)
     sure = first - second > 1.5  # babble: at some frames two letters are as likely
-    assert sure.float().mean() > 0.5
+    assert sure.float().mean() > {"deepspeech-an4": 0.8, "deepspeech-en": 0.5}[shipped.name]
     assert torch.equal(found.argmax(1)[sure], expected.argmax(1)[sure])
     assert len(shipped.alphabet.collapse(expected.argmax(1).tolist())) > 30  # not silence
 
