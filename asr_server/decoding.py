@@ -14,6 +14,7 @@ class DecodingOptions:
     beam_width: int = 64  # prefixes kept after each frame
     alpha: float = 0.5  # weight of ln P_lm
     beta: float = 1.0  # reward for a word
+    gamma: float = 0.0  # reward for a letter
     token_min_log_prob: float = -7.0  # symbols below it are passed over in a frame, except the likeliest and the blank
     beam_prune_log_prob: float = -16.0  # prefixes this far below the best one are dropped
     unknown_word_offset: float = -23.0  # added to ln P_lm for each word outside the vocabulary that is no hot word
@@ -33,6 +34,8 @@ class DecodingOptions:
             raise ValueError("unknown_word_offset is -inf: a finite one; lexicon forbids unknown words")
         if not (0 <= self.alpha <= 100 and -100 <= self.beta <= 100):
             raise ValueError(f"alpha is {self.alpha} and beta {self.beta}: alpha from 0 to 100, beta from -100 to 100")
+        if not -10 <= self.gamma <= 10:
+            raise ValueError(f"gamma is {self.gamma}: from -10 to 10")
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Hypothesis:
 
     The scores are those of everything the search has heard, also of words that were committed and are not in `words`
     any more. acoustic_score is ln P(c|x); lm_score is ln P_lm(c) with the offsets of unknown words; word_score is beta
-    times the number of words; boost_score is what the hot words add.
+    times the number of words and gamma times that of their letters; boost_score is what the hot words add.
     """
 
     words: tuple[Word, ...]

@@ -7,7 +7,7 @@ the beam goes through it. So equal texts always meet in one node, and a stream h
 import math
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asr_server.alphabet import Alphabet
 from asr_server.decoding import DecodingOptions
@@ -20,6 +20,7 @@ class Context:
     """The completed words of a prefix. Of a character model, its score and state are those of every character."""
 
     count: int
+    letters: int  # in them
     lm_score: float
     state: State | None  # None without a language model
 
@@ -92,7 +93,7 @@ class PrefixTree:
         listed = language_model is not None and language_model.lexicon is not None and not self._characters
         self._lookahead = options.lookahead and listed and options.alpha > 0
         self.space = alphabet.labels.index(" ") if " " in alphabet.labels else -1
-        start = Context(0, 0.0, language_model.begin() if language_model else None)
+        start = Context(0, 0, 0.0, language_model.begin() if language_model else None)
         self.root = Prefix(None, self.space, "", start)
         if hot_words:
             self.root.hot = hot_words.begin()
@@ -118,7 +119,7 @@ class PrefixTree:
         if self._hot is not None:
             return math.inf
         if symbol != self.space:
-            return 0.0
+            return self._options.gamma
         return max(0.0, self._options.beta) - self._unfinished(prefix.letters)
 
     def may_end(self, prefix: Prefix) -> bool:
@@ -134,22 +135,22 @@ class PrefixTree:
             prefix.completed = self._completed(prefix.context, prefix.letters)
         return prefix.completed
 
-    def end(self, prefix: Prefix) -> tuple[int, float, float]:
-        """If the stream ends here: the number of words, ln P_lm of the whole sentence, and the hot words' boost."""
+    def end(self, prefix: Prefix) -> tuple[Context, float]:
+        """If the stream ends here: its words, with ln P_lm of the whole sentence, and the hot words' boost."""
         context = self.complete(prefix)
         if self._characters and prefix.letters:  # the last word is followed by </s>, not by a space
-            context = Context(prefix.context.count + 1, prefix.context.lm_score, prefix.context.state)
+            context = replace(context, lm_score=prefix.context.lm_score, state=prefix.context.state)
         boost = prefix.boost
         if self._hot is not None and prefix.letters:
             assert prefix.hot is not None
             boost += self._hot.end(prefix.hot).gained
         if self._model is None:
-            return context.count, 0.0, boost
-        return context.count, context.lm_score + self._model.score_end(context.state), boost
+            return context, boost
+        return replace(context, lm_score=context.lm_score + self._model.score_end(context.state)), boost
 
-    def credit(self, lm_score: float, words: int) -> float:
-        """What the language model and the words add to the acoustic score."""
-        return self._options.alpha * lm_score + self._options.beta * words
+    def rewards(self, context: Context) -> float:
+        """For completed words and their letters."""
+        return self._options.beta * context.count + self._options.gamma * context.letters
 
     def _after_letter(self, prefix: Prefix, symbol: int) -> Prefix | None:
         letters = prefix.letters + self._labels[symbol]
@@ -157,7 +158,7 @@ class PrefixTree:
             return None
         context = prefix.context
         if self._characters:
-            context = self._scored(context, self._labels[symbol], 0)
+            context = self._scored(context, self._labels[symbol], "")
         return self._ranked(Prefix(prefix, symbol, letters, context), prefix)
 
     def _after_space(self, prefix: Prefix) -> Prefix | None:
@@ -166,7 +167,8 @@ class PrefixTree:
         return self._ranked(Prefix(prefix, self.space, "", self.complete(prefix)), prefix)
 
     def _ranked(self, child: Prefix, parent: Prefix) -> Prefix:
-        child.bonus = self.credit(child.context.lm_score, child.context.count) + self._unfinished(child.letters)
+        child.bonus = self._options.alpha * child.context.lm_score + self.rewards(child.context)
+        child.bonus += self._options.gamma * len(child.letters) + self._unfinished(child.letters)
         if self._hot is not None:
             assert parent.hot is not None
             child.hot = self._hot.step(parent.hot, child.symbol)
@@ -186,20 +188,22 @@ class PrefixTree:
 
     def _completed(self, context: Context, word: str) -> Context:
         if self._characters:
-            return self._scored(context, SPACE, 1)
+            return self._scored(context, SPACE, word)
         if self._model is None:
-            return self._scored(context, word, 1)
+            return self._scored(context, word, word)
         vocabulary = self._model.lexicon or self._model
-        scored = self._scored(context, word if word in vocabulary else "<unk>", 1)
+        scored = self._scored(context, word if word in vocabulary else "<unk>", word)
         if word in vocabulary or self._is_hot(word):
             return scored
-        return Context(scored.count, scored.lm_score + self._options.unknown_word_offset, scored.state)
+        return replace(scored, lm_score=scored.lm_score + self._options.unknown_word_offset)
 
-    def _scored(self, context: Context, token: str, words: int) -> Context:
+    def _scored(self, context: Context, token: str, word: str) -> Context:
+        """With one more token of the model, and the word that it completes, if any."""
+        count, letters = context.count + bool(word), context.letters + len(word)
         if self._model is None:
-            return Context(context.count + words, 0.0, None)
+            return Context(count, letters, 0.0, None)
         log_prob, state = self._model.score(context.state, token)
-        return Context(context.count + words, context.lm_score + log_prob, state)
+        return Context(count, letters, context.lm_score + log_prob, state)
 
     def _is_hot(self, word: str) -> bool:
         return self._hot is not None and word in self._hot.words

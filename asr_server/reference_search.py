@@ -1,9 +1,9 @@
 """CTC prefix beam search with a language model, in plain Python: what the native core is tested against.
 
 It looks for the text c with the largest Q(c) = ln P(c|x) + alpha ln P_lm(c) + beta word_count(c) (Hannun et al. 2014,
-section 2.2; alpha weighs natural logarithms), plus the boosts of its hot words. P(c|x) is the sum over every CTC path
-that collapses to c. Runs of spaces and spaces at the ends do not count: a text is its words. P_lm includes the end of
-the sentence.
+section 2.2; alpha weighs natural logarithms), plus gamma for each of its letters and the boosts of its hot words.
+P(c|x) is the sum over every CTC path that collapses to c. Runs of spaces and spaces at the ends do not count: a text is
+its words. P_lm includes the end of the sentence.
 
 For each prefix in the beam the search keeps two sums, over its paths that end in a blank and over those that end in
 its last symbol, because the same symbol means another thing after each. Beside a sum stands the best single path in
@@ -31,7 +31,7 @@ from asr_server.decoding import DecodingOptions, Hypothesis, Span, Word
 from asr_server.hot_words import HotWords
 from asr_server.language_model import LanguageModel
 from asr_server.log_probs import checked
-from asr_server.prefix_tree import Prefix, PrefixTree
+from asr_server.prefix_tree import Context, Prefix, PrefixTree
 
 IMPOSSIBLE = -math.inf
 
@@ -125,8 +125,7 @@ class ReferenceSearch:
         endings = []
         for prefix, paths in self._beam.items():
             context, acoustic = prefix.context, paths.total
-            credit = (context.lm_score, context.count, prefix.boost)
-            endings.append(self._ending(prefix, paths, acoustic, *credit, weight=acoustic + prefix.bonus))
+            endings.append(self._ending(prefix, paths, acoustic, context, prefix.boost, acoustic + prefix.bonus))
         return _hypotheses(endings, 1)[0]
 
     def finish(self) -> list[Hypothesis]:
@@ -138,8 +137,7 @@ class ReferenceSearch:
         ended = {prefix: paths for prefix, paths in merged.items() if self._tree.may_end(prefix)} or merged
         endings = []
         for prefix, paths in ended.items():
-            count, lm_score, boost = self._tree.end(prefix)
-            endings.append(self._ending(prefix, paths, paths.total, lm_score, count, boost))
+            endings.append(self._ending(prefix, paths, paths.total, *self._tree.end(prefix)))
         return _hypotheses(endings, self.options.n_best)
 
     def take_committed(self) -> tuple[Word, ...]:
@@ -252,12 +250,11 @@ class ReferenceSearch:
         prefix: Prefix,
         paths: Paths,
         acoustic: float,
-        lm_score: float,
-        count: int,
+        context: Context,
         boost: float,
         weight: float | None = None,
     ) -> _Ending:
-        word_score = self.options.beta * count
+        lm_score, word_score = context.lm_score, self._tree.rewards(context)
         score = acoustic + self.options.alpha * lm_score + word_score + boost
         kept = math.prod((node.kept for node in prefix.line()), start=self._committed_kept)
         words = self._words(prefix, paths.best[1])

@@ -35,6 +35,7 @@ def _milliseconds(text: str) -> float:
 DECODING: dict[str, Callable[[str], object]] = {
     "alpha": float,
     "beta": float,
+    "gamma": float,
     "beam_width": int,
     "token_min_log_prob": float,
     "beam_prune_log_prob": float,

@@ -27,6 +27,7 @@ EXACT = DecodingOptions(
     beam_width=10**6,
     alpha=0.75,
     beta=0.5,
+    gamma=0.125,
     token_min_log_prob=-math.inf,
     beam_prune_log_prob=-math.inf,
     unknown_word_offset=-3.0,
@@ -93,6 +94,10 @@ def letter_times(path: tuple[int, ...]) -> Times:
     return [tuple(times for _, times in group) for space, group in words if not space]
 
 
+def rewards(text: str) -> float:
+    return EXACT.beta * len(text.split()) + EXACT.gamma * len(text.replace(" ", ""))
+
+
 def sentence_score(model: LanguageModel, text: str) -> float:
     """ln P_lm of the sentence, by KenLM from the beginning."""
     state, total = model.begin(), 0.0
@@ -113,7 +118,7 @@ def test_every_text_has_the_sum_of_its_paths(kind: Search, seed: int, frames: in
         acoustic, times = truth[hypothesis.text]
         assert hypothesis.acoustic_score == pytest.approx(acoustic, abs=1e-10)
         assert hypothesis.lm_score == 0.0
-        assert hypothesis.score == pytest.approx(acoustic + EXACT.beta * len(hypothesis.words), abs=1e-10)
+        assert hypothesis.score == pytest.approx(acoustic + rewards(hypothesis.text), abs=1e-10)
         assert [word.letters for word in hypothesis.words] == times
     assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
     assert sum(math.exp(hypothesis.acoustic_score) for hypothesis in found) == pytest.approx(1.0)
@@ -128,7 +133,7 @@ def test_the_language_model_scores_words_and_the_end(kind: Search, seed: int, mo
     for hypothesis in found:
         lm_score = sentence_score(model, hypothesis.text)
         assert hypothesis.lm_score == pytest.approx(lm_score, abs=1e-6)  # KenLM keeps single precision
-        expected = truth[hypothesis.text][0] + EXACT.alpha * lm_score + EXACT.beta * len(hypothesis.words)
+        expected = truth[hypothesis.text][0] + EXACT.alpha * lm_score + rewards(hypothesis.text)
         assert hypothesis.score == pytest.approx(expected, abs=1e-6)
     assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
 
@@ -173,7 +178,7 @@ def test_four_frames_by_hand(kind: Search) -> None:
     log_probs = np.full((4, 4), -np.inf)
     log_probs[0, 2] = log_probs[1, 0] = log_probs[2, 2] = 0.0
     log_probs[3] = np.log([0.125, 1e-300, 0.125, 0.75])
-    first, second = decode(kind, replace(EXACT, beta=0.0, n_best=2), None, log_probs)
+    first, second = decode(kind, replace(EXACT, beta=0.0, gamma=0.0, n_best=2), None, log_probs)
     assert (first.text, second.text) == ("aab", "aa")
     assert math.exp(first.acoustic_score) == pytest.approx(0.75)
     assert math.exp(second.acoustic_score) == pytest.approx(0.25)  # the blank and the repeated "a" add up
@@ -186,7 +191,7 @@ def test_the_sum_of_paths_beats_the_best_path(kind: Search) -> None:
     """Graves' example: the likeliest path is two blanks (0.36), the likeliest text is "a" (0.24 + 0.24 + 0.16)."""
     log_probs = np.log(np.array([[0.6, 1e-12, 0.4, 1e-12]] * 2))
     assert greedy(log_probs, LETTERS).text == ""
-    best = decode(kind, replace(EXACT, alpha=0.0, beta=0.0), None, log_probs)[0]
+    best = decode(kind, replace(EXACT, alpha=0.0, beta=0.0, gamma=0.0), None, log_probs)[0]
     assert best.text == "a"
     assert math.exp(best.acoustic_score) == pytest.approx(0.64)
 
@@ -199,7 +204,7 @@ def test_the_language_model_decides_what_the_sound_does_not(kind: Search, model:
     best = decode(kind, EXACT, model, log_probs)[0]
     assert best.text == "a b"
     assert best.lm_score == pytest.approx(-1.125 * math.log(10))
-    assert best.score == pytest.approx(math.log(0.5) - 0.75 * 1.125 * math.log(10) + 0.5 * 2)
+    assert best.score == pytest.approx(math.log(0.5) - 0.75 * 1.125 * math.log(10) + 0.5 * 2 + 0.125 * 2)
 
 
 @settings(deadline=None, max_examples=30)
@@ -241,14 +246,14 @@ def test_a_character_model_scores_every_symbol(kind: Search, seed: int, tmp_path
             lm_score += log_prob
         lm_score += model.score_end(state)
         assert hypothesis.lm_score == pytest.approx(lm_score, abs=1e-6)
-        score = truth[hypothesis.text][0] + EXACT.alpha * lm_score + EXACT.beta * len(hypothesis.words)
+        score = truth[hypothesis.text][0] + EXACT.alpha * lm_score + rewards(hypothesis.text)
         assert hypothesis.score == pytest.approx(score, abs=1e-6)
 
 
 def test_lookahead_sees_early_that_no_word_begins_so(kind: Search, model: LanguageModel) -> None:
     """With room for one prefix, "b" (0.54) hides "a" (0.44), and then "b" comes; "bb" is no word and "ab" is one."""
     log_probs = np.log(np.array([[0.01, 0.01, 0.44, 0.54], [0.94, 0.02, 0.02, 0.02], [0.04, 0.02, 0.02, 0.92]]))
-    options = replace(EXACT, alpha=1.0, beta=0.0, beam_width=1, unknown_word_offset=-20.0)
+    options = replace(EXACT, alpha=1.0, beta=0.0, gamma=0.0, beam_width=1, unknown_word_offset=-20.0)
     blind = decode(kind, replace(options, lookahead=False), model, log_probs)[0]
     seeing = decode(kind, options, model, log_probs)[0]
     assert (blind.text, seeing.text) == ("bb", "ab")
@@ -260,6 +265,8 @@ def test_lookahead_sees_early_that_no_word_begins_so(kind: Search, model: Langua
     [
         (replace(EXACT, beta=100.0), {}),
         (replace(EXACT, beta=-100.0), {}),
+        (replace(EXACT, gamma=10.0), {}),
+        (replace(EXACT, gamma=-10.0, beta=100.0), {}),
         (replace(EXACT, alpha=100.0), {"aab": 100.0}),
         (replace(EXACT, alpha=4.0, unknown_word_offset=-60.0, lookahead=False), {}),
         (EXACT, {"a": 100.0, "b a": 100.0, "ba": -100.0}),
@@ -396,6 +403,8 @@ def test_a_refused_chunk_leaves_the_search_as_it_was(kind: Search) -> None:
         ({"unknown_word_offset": -math.inf}, "unknown_word_offset is -inf: a finite one"),
         ({"beta": 101.0}, "beta from -100 to 100"),
         ({"beta": math.inf}, "beta inf"),
+        ({"gamma": 10.5}, "gamma is 10.5: from -10 to 10"),
+        ({"gamma": math.nan}, "gamma is nan"),
     ],
 )
 def test_options_name_the_wrong_value(wrong: dict[str, Any], message: str) -> None:

@@ -91,7 +91,7 @@ def test_error_rates_tuned_and_given(
     assert heard("--alpha", "0", "--beta", "-100")["wer"] == 100  # "ab" for "a b": two words wrong
     tuned = heard("--trials", "12")
     assert tuned["wer"] == 0 and tuned["beta"] > -100
-    again = heard("--alpha", str(tuned["alpha"]), "--beta", str(tuned["beta"]))
+    again = heard("--alpha", str(tuned["alpha"]), "--beta", str(tuned["beta"]), "--gamma", str(tuned["gamma"]))
     assert again == tuned
     assert len(list((tmp_path / "kept").iterdir())) == 1  # the network ran once
 
@@ -100,6 +100,7 @@ def test_error_rates_tuned_and_given(
     ("wrong", "message"),
     [
         (["--alpha", "1"], "--alpha and --beta go together"),
+        (["--gamma", "1"], "--gamma goes with --alpha and --beta"),
         (["--limit", "0"], "--limit is 0: at least 1"),
         (["--manifest", "nowhere"], "'nowhere' does not exist"),
         (["nothing.binary"], "'nothing.binary' does not exist"),

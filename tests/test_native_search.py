@@ -66,6 +66,7 @@ OPTIONS = st.builds(
     beam_width=st.sampled_from([1, 2, 5, 16, 64]),
     alpha=st.sampled_from([0.0, 0.7, 2.0]),
     beta=st.sampled_from([-1.0, 0.0, 1.5]),
+    gamma=st.sampled_from([-0.5, 0.0, 1.0]),
     token_min_log_prob=st.sampled_from([-3.0, -7.0, -math.inf]),
     beam_prune_log_prob=st.sampled_from([-4.0, -16.0, -math.inf]),
     unknown_word_offset=st.sampled_from([0.0, -3.0]),

@@ -30,6 +30,7 @@ def read(**values: str) -> settings.Settings:
     [
         ("alpha", "0.75", 0.75),
         ("beta", "-2", -2.0),
+        ("gamma", "0.7", 0.7),
         ("beam_width", "1024", 1024),
         ("token_min_log_prob", "-3.5", -3.5),
         ("beam_prune_log_prob", "-inf", -math.inf),
@@ -61,8 +62,16 @@ def test_endpointing_in_milliseconds_and_shares(name: str, text: str, field: str
 
 
 def test_every_name_is_tested_above_and_in_the_documentation() -> None:
-    tested = {"alpha", "beta", "beam_width", "token_min_log_prob", "beam_prune_log_prob", "unknown_word_offset"}
-    tested |= {"lexicon", "lookahead", "start_history", "start_threshold", "stop_history", "stop_threshold"}
+    tested = {"alpha", "beta", "gamma", "beam_width", "token_min_log_prob", "beam_prune_log_prob"}
+    tested |= {
+        "unknown_word_offset",
+        "lexicon",
+        "lookahead",
+        "start_history",
+        "start_threshold",
+        "stop_history",
+        "stop_threshold",
+    }
     tested |= {"stop_history_eou", "stop_threshold_eou", "language_model"}
     assert set(settings.NAMES) == tested
     page = (Path(__file__).parent.parent / "docs" / "speech-api.md").read_text()
@@ -87,7 +96,7 @@ def test_metadata() -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"speed": "2"}, "'speed' is not known. Select from {alpha, beta, beam_width, "),
+        ({"speed": "2"}, "'speed' is not known. Select from {alpha, beta, gamma, beam_width, "),
         ({"n_best": "2"}, "'n_best' is not known"),
         ({"z" * 100: "2"}, f"'{'z' * 40}' is not known"),
         ({"alpha": "much"}, "alpha is 'much'; it must be a number."),

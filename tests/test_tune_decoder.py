@@ -72,7 +72,7 @@ def trial(word_errors: int, character_errors: int = 0, us_per_frame: float = 0.0
 def test_the_best_options_are_found_and_written(
     toy_bundle: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["--alpha", "0", "0", "--beta", "-100", "0", "--trials", "12", "--json", "--write"]
+    more = ["--alpha", "0", "0", "--beta", "-100", "0", "--gamma", "0", "0", "--trials", "12", "--json", "--write"]
     assert tune_decoder.main([*arguments, *more]) == 0
     table = capsys.readouterr().out.splitlines()
     figures = json.loads(table[-1])
@@ -165,6 +165,7 @@ def test_the_sampler_knows_where_the_first_trial_was(monkeypatch: pytest.MonkeyP
     assert first.params == {
         "alpha": usual.alpha,
         "beta": 3.0,
+        "gamma": usual.gamma,
         "beam_width": usual.beam_width,
         "token_min_log_prob": usual.token_min_log_prob,
         "beam_prune_log_prob": usual.beam_prune_log_prob,

@@ -12,7 +12,7 @@ from training import network_outputs
 from training.error_rate import Edits, character_edits, word_edits
 from training.recognition import LogProbs, Recognition, Setting
 
-HEADING = f"{'alpha':>8}{'beta':>8}{'width':>7}{'lexicon':>9}{'WER %':>8}{'CER %':>8}{'us/frame':>10}"
+HEADING = f"{'alpha':>8}{'beta':>8}{'gamma':>8}{'width':>7}{'lexicon':>9}{'WER %':>8}{'CER %':>8}{'us/frame':>10}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Trial:
         options = self.options
         switch = "on" if options.lexicon else "off"
         rates = f"{self.words.rate:8.2f}{self.characters.rate:8.2f}{self.us_per_frame:10.1f}"
-        return f"{options.alpha:8.3f} {options.beta:7.3f}{options.beam_width:7}{switch:>9}{rates}"
+        return f"{options.alpha:8.3f} {options.beta:7.3f}{options.gamma:8.3f}{options.beam_width:7}{switch:>9}{rates}"
 
 
 @dataclass(frozen=True)

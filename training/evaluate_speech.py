@@ -57,6 +57,7 @@ def add_decoding_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--beam-width", type=int, metavar="N", help="prefixes kept (default: the bundle's)")
     parser.add_argument("--alpha", type=float, help="weight of the language model (default: the bundle's)")
     parser.add_argument("--beta", type=float, help="reward for a word (default: the bundle's)")
+    parser.add_argument("--gamma", type=float, help="reward for a letter (default: the bundle's)")
     parser.add_argument(
         "--lexicon",
         action=argparse.BooleanOptionalAction,
@@ -115,7 +116,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, Setting]:
         if not args.streaming:
             raise ValueError("--endpointing needs --streaming: only a stream is cut at pauses")
         mode = "endpointed"
-    names = ("beam_width", "alpha", "beta", "lexicon")
+    names = ("beam_width", "alpha", "beta", "gamma", "lexicon")
     replaced = tuple((name, getattr(args, name)) for name in names if getattr(args, name) is not None)
     first, *others = map(find_bundle, args.bundle)
     rest = (args.language_model, replaced, args.piece, tuple(others), args.jitter, args.precision)

@@ -76,7 +76,8 @@ class Evaluation:
 
     def circumstances(self, way: Way) -> dict[str, object]:
         setting, decoding = way.setting, self.bundle.decoding
-        searched = {} if setting.greedy else {name: getattr(decoding, name) for name in ("beam_width", "alpha", "beta")}
+        names = () if setting.greedy else ("beam_width", "alpha", "beta", "gamma")
+        searched = {name: getattr(decoding, name) for name in names}
         return {
             "bundle": self.bundle.name,
             "mode": setting.mode,

@@ -6,8 +6,9 @@ python -m training.language_model_sizes lm/*.binary --manifest dev.jsonl --bundl
 
 Perplexity is that of the known words and the ends of sentences in the manifest's texts; unknown words are counted
 apart, so models with different vocabularies are compared by both columns. With --bundle every model is tried in the
-beam search, with its own best alpha and beta of --trials (training.tune_decoder), or with the given ones. The network
-runs once for each bundle: its outputs are kept. Words come from the list beside a model where there is one.
+beam search, with its own best alpha, beta and gamma of --trials (training.tune_decoder), or with the given ones. The
+network runs once for each bundle: its outputs are kept. Words come from the list
+beside a model where there is one.
 
 Use held-out recordings that are not the test: a size chosen on the test set makes its result worthless.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_server import kenlm_binary
+from asr_server.decoding import DecodingOptions
 from asr_server.language_model import LanguageModel
 from training import network_outputs, tune_decoder
 from training.decoding_trial import Trial, try_options
@@ -64,9 +66,7 @@ class Row:
 
     def cells(self) -> str:
         sizes = f"{self.name:32}{self.size:14,}{self.fit.unknown_rate:8.2f}{self.fit.perplexity:9.1f}"
-        rates = "".join(
-            f"{trial.words.rate:8.2f}{trial.options.alpha:7.2f}{trial.options.beta:7.2f}" for trial in self.trials
-        )
+        rates = "".join(f"{trial.words.rate:8.2f}{_rewards(trial.options)}" for trial in self.trials)
         return f"{sizes}{rates}  {' '.join(f'{count:,}' for count in self.ngrams)}"
 
     def figures(self) -> dict[str, object]:
@@ -76,6 +76,10 @@ class Row:
         ]
         fit = {"unknown_rate": round(self.fit.unknown_rate, 4), "perplexity": round(self.fit.perplexity, 3)}
         return {"model": self.name, "bytes": self.size, "ngrams": self.ngrams, **fit, "bundles": measured}
+
+
+def _rewards(options: DecodingOptions) -> str:
+    return "".join(f"{getattr(options, name):7.2f}" for name in tune_decoder.REWARDS)
 
 
 def measure(path: Path, texts: Sequence[str]) -> Row:
@@ -117,7 +121,7 @@ def recognise(path: Path, bundle: str, args: argparse.Namespace) -> Trial:
     """The best trial with this model: of the tuner, or with the alpha and beta that were given."""
     if args.alpha is None:
         return tune_decoder.tune(_tuning(path, bundle, args)).best
-    fixed = {"alpha": args.alpha, "beta": args.beta, "beam_width": args.beam_width}
+    fixed = {name: getattr(args, name) for name in (*tune_decoder.REWARDS, "beam_width")}
     chosen = tuple((name, value) for name, value in fixed.items() if value is not None)
     mode = "chunked" if args.chunked else "whole"
     setting = Setting(find_bundle(bundle), mode=mode, language_model=str(path), decoding=chosen)
@@ -138,7 +142,7 @@ def _tuning(path: Path, bundle: str, args: argparse.Namespace) -> argparse.Names
 
 def table(rows: Sequence[Row], bundles: Sequence[str]) -> str:
     heading = f"{'model':32}{'bytes':>14}{'OOV %':>8}{'perplex.':>9}"
-    heading += "".join(f"{'WER %':>8}{'alpha':>7}{'beta':>7}" for _ in bundles)
+    heading += "".join(f"{'WER %':>8}{'alpha':>7}{'beta':>7}{'gamma':>7}" for _ in bundles)
     named = [f"WER with, from left to right: {' '.join(bundles)}"] if bundles else []
     return "\n".join([f"{heading}  n-grams", *(row.cells() for row in rows), *named])
 
@@ -153,9 +157,10 @@ def build_parser() -> argparse.ArgumentParser:
     add("models", type=Path, nargs="+", metavar="MODEL", help="KenLM files")
     add("--manifest", type=Path, required=True, metavar="FILE", help="held-out utterances, not the test")
     add("--bundle", nargs="+", default=[], metavar="DIR", help="bundles to try the models in")
-    add("--trials", type=int, default=40, metavar="N", help="of alpha and beta (default %(default)s)")
+    add("--trials", type=int, default=40, metavar="N", help="of alpha, beta and gamma (default %(default)s)")
     add("--alpha", type=float, help="instead of trials, with --beta")
     add("--beta", type=float, help="instead of trials, with --alpha")
+    add("--gamma", type=float, help="with them (default: the bundle's)")
     add("--beam-width", type=int, metavar="N", help="default: the bundle's")
     add("--chunked", action="store_true", help="the network as in a stream (default: whole recordings)")
     add("--limit", type=int, metavar="N", help="only the first N utterances")
@@ -170,6 +175,8 @@ def compare(args: argparse.Namespace) -> list[Row]:
     """ValueError for what cannot be done."""
     if (args.alpha is None) != (args.beta is None):
         raise ValueError("--alpha and --beta go together: give both, or none to have them tuned")
+    if args.gamma is not None and args.alpha is None:
+        raise ValueError("--gamma goes with --alpha and --beta: give all, or none to have them tuned")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit is {args.limit}: at least 1")
     texts = list(sentences_of([], [args.manifest]))[: args.limit]

@@ -1,4 +1,4 @@
-"""Find the beam search's alpha and beta, and with a time budget its beam, on held-out data.
+"""Find the beam search's alpha, beta and gamma, and with a time budget its beam, on held-out data.
 
 python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --write
 python -m training.tune_decoder --bundle runs/bundle --manifest dev.jsonl --trials 200 --jobs 4 --plot surface.png
@@ -53,6 +53,8 @@ Space: TypeAlias = dict[str, FloatDistribution | IntDistribution]  # by the name
 Evaluate: TypeAlias = Callable[[DecodingOptions], Trial]
 Map: TypeAlias = Callable[[Evaluate, Sequence[DecodingOptions]], Iterable[Trial]]
 
+# What weighs words and letters against the sound, and where the search looks for it.
+REWARDS = {"alpha": (0.0, 3.0), "beta": (-2.0, 6.0), "gamma": (0.0, 2.0)}
 # What costs time: searched under a budget only, because without one more is always better.
 COSTS: Space = {
     "beam_width": IntDistribution(4, 1024, log=True),
@@ -64,7 +66,7 @@ COSTS: Space = {
 def search_space(args: argparse.Namespace, usual: DecodingOptions) -> Space:
     """What may vary, and how far."""
     space: Space = {}
-    for name in ("alpha", "beta"):
+    for name in REWARDS:
         low, high = getattr(args, name)
         for end in (low, high):
             replace(usual, **{name: end})  # it says what is wrong with it
@@ -211,10 +213,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--manifest", type=Path, required=True, metavar="FILE", help="held-out utterances, not the test"
     )
     what = parser.add_argument_group("what to try")
-    for name, usual in (("--alpha", (0.0, 3.0)), ("--beta", (-2.0, 6.0))):
-        what.add_argument(
-            name, type=float, nargs=2, default=usual, metavar=("LOW", "HIGH"), help="default: {:g} {:g}".format(*usual)
-        )
+    for name, usual in REWARDS.items():
+        default = "default: {:g} {:g}".format(*usual)
+        what.add_argument(f"--{name}", type=float, nargs=2, default=usual, metavar=("LOW", "HIGH"), help=default)
     what.add_argument("--trials", type=int, default=60, metavar="N", help="with the bundle's own (default %(default)s)")
     what.add_argument("--seed", type=int, default=0, help="of the sampler (default 0)")
     what.add_argument(
@@ -235,7 +236,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="for the network's outputs (default: earsight/network-outputs in $XDG_CACHE_HOME or ~/.cache)",
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw WER over alpha and beta, as .png or .svg")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw WER over alpha and beta, whatever gamma, as .png or .svg"
+    )
     parser.add_argument("--write", action="store_true", help="put the best options into the bundle")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser

@@ -43,10 +43,9 @@ std::vector<Hypothesis> Search::finish() const {
     std::vector<Text> texts;
     std::unordered_map<int32_t, size_t> places;
     for (const Paths& paths : beam_) {
-        const Node& node = nodes_[paths.node];
         const int32_t text = text_of(paths.node);
         const double log_sum = acoustic(paths);
-        const double log_best = std::log(paths.best()) - bonus(node);
+        const double log_best = std::log(paths.best()) - bonus(paths.node);
         const auto [place, added] = places.try_emplace(text, texts.size());
         if (added) {
             texts.push_back({text, log_sum, paths, log_best});
@@ -132,7 +131,7 @@ void Search::give_up_rivals() {
 }
 
 double Search::acoustic(const Paths& paths) const {
-    return std::log(paths.total) + log_scale_ - bonus(nodes_[paths.node]);
+    return std::log(paths.total) + log_scale_ - bonus(paths.node);
 }
 
 std::string Search::spelled(int32_t node) const {
@@ -167,7 +166,7 @@ std::vector<Word> Search::words_of(int32_t node, int32_t cell, int32_t end) cons
 }
 
 Search::Ending Search::ending(int32_t node, const Record& record, double log_sum, const Paths& paths) const {
-    const double word_score = options_.beta * record.count;
+    const double word_score = rewards(record);
     const double score = log_sum + options_.alpha * record.lm_score + word_score + record.boost;
     double kept = committed_kept_;
     for (int32_t above = node;; above = nodes_[above].parent) {

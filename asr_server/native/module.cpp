@@ -278,6 +278,7 @@ NB_MODULE(core, module) {
         .def_rw("beam_width", &Options::beam_width)
         .def_rw("alpha", &Options::alpha)
         .def_rw("beta", &Options::beta)
+        .def_rw("gamma", &Options::gamma)
         .def_rw("token_min_log_prob", &Options::token_min_log_prob)
         .def_rw("beam_prune_log_prob", &Options::beam_prune_log_prob)
         .def_rw("unknown_word_offset", &Options::unknown_word_offset)

@@ -9,6 +9,7 @@ struct Options {
     int64_t beam_width{};
     double alpha{};
     double beta{};
+    double gamma{};
     double token_min_log_prob{};
     double beam_prune_log_prob{};
     double unknown_word_offset{};

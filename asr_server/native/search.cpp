@@ -41,9 +41,10 @@ Search::Search(Options options, Labels labels, std::shared_ptr<const LanguageMod
     spells_ = model_ && model_->characters();
     plain_letters_ = !lexicon_ && !hot_words_ && !spells_;
     prune_ = std::exp(options_.beam_prune_log_prob);
+    letter_gain_ = std::exp(options_.gamma);
     space_headroom_ = std::exp(std::max(0.0, options_.beta));
 
-    Record start{0, 0, 0, 0, {}};
+    Record start{0, 0, 0, 0, 0, {}};
     if (model_) start.state = model_->begin();
     const Child silence{lexicon_ ? Trie::ROOT : NOWHERE, hot_words_ ? Trie::ROOT : NOWHERE,
                         hot_words_ ? hot_words_->begin() : 0, 1, 1};
@@ -180,7 +181,7 @@ void Search::stay(const double* probabilities) {
 // False where the lexicon forbids the letter, and where its unfinished word weighs so little that `reach`, the rank that
 // it could have with a weight of 1, stays below `floor`: most letters, and before anything is asked of the hot words.
 inline bool Search::letter(const Node& parent, int32_t symbol, double reach, double floor, Child& child) const {
-    child = {NOWHERE, NOWHERE, 0, 1, 1};
+    child = {NOWHERE, NOWHERE, 0, 1, letter_gain_};
     if (plain_letters_) return true;
     if (lexicon_) child.lexicon = lexicon_->child(parent.lexicon, symbol);
     if (weight(child.lexicon, parent.hot_lexicon) * reach < floor) return false;
@@ -191,7 +192,7 @@ inline bool Search::letter(const Node& parent, int32_t symbol, double reach, dou
         child.hot = hot_words_->step(parent.hot, symbol);
         child.weight *= hot_words_->weight(child.hot);
     }
-    child.gain = child.weight * parent.scale;
+    child.gain = letter_gain_ * child.weight * parent.scale;
     if (spells_) {
         LanguageModel::State after;
         const double score = model_->score(records_[parent.context].state, model_->unit(symbol), after);
@@ -200,7 +201,7 @@ inline bool Search::letter(const Node& parent, int32_t symbol, double reach, dou
     return true;
 }
 
-// An upper bound of the gain of a space, or of any letter. A letter never makes an unfinished word likelier; a space
+// An upper bound of the gain of a space, or of any letter besides `letter_gain_`. A letter never makes an unfinished word likelier; a space
 // trades its weight for its score.
 inline double Search::headroom(const Node& node, int32_t symbol) const {
     const double phrases = hot_words_ ? hot_words_->headroom(node.hot) : 1;
@@ -220,7 +221,7 @@ void Search::extend(const double* probabilities) {
         const Node& node = nodes_[from.node];
         const uint64_t* taken = scratch_->taken.data() + slot * words;
         const auto is_taken = [&](int32_t symbol) { return (taken[symbol / 64] >> (symbol % 64)) & 1; };
-        const double most = headroom(node, NOWHERE);
+        const double most = headroom(node, NOWHERE) * letter_gain_;
         const double most_unweighted = most * node.scale * (hot_words_ ? hot_words_->weight(node.hot) : 1);
         Child child;
         for (const auto& [probability, symbol] : scratch_->ranked) {

@@ -79,7 +79,7 @@ class Search {
         double lm_score;
         double boost;  // of the hot words
         double gain;   // ln of what the last of them is worth
-        int32_t count;
+        int32_t count, letters;
         LanguageModel::State state;
     };
 
@@ -127,7 +127,9 @@ class Search {
     bool space(size_t slot, Child& child);
     double headroom(const Node& node, int32_t symbol) const;
     double weight(int32_t lexicon, int32_t hot_lexicon) const;
-    double bonus(const Node& node) const;
+    double bonus(int32_t index) const;
+    double rewards(const Record& record) const;
+    int32_t letters(int32_t node) const;
     int32_t find(int32_t parent, int32_t symbol) const;
     int32_t create(int32_t parent, int32_t symbol, const Child& child, int32_t context);
     Record completed(int32_t node) const;
@@ -164,6 +166,7 @@ class Search {
     const Trie* lexicon_;   // the model's word list, where it has one
     LanguageModel::Weights weights_;  // of its beginnings of words, where unfinished words are ranked by them
     double unknown_weight_ = 1, hot_weight_ = 1;  // of the beginnings of other words, and of hot ones among those
+    double letter_gain_;     // what a letter is worth
     double space_headroom_;  // the factor by which a space can at most raise a rank that counts its word's weight
     double prune_;           // ranks below this share of the best are dropped
 

@@ -25,12 +25,25 @@ bool Search::space(size_t slot, Child& child) {
 }
 
 // What is multiplied into the sums of a prefix, as a logarithm.
-double Search::bonus(const Node& node) const {
+double Search::bonus(int32_t index) const {
+    const Node& node = nodes_[index];
     const Record& record = records_[node.context];
-    double bonus = options_.alpha * record.lm_score + options_.beta * record.count + record.boost;
+    double bonus = options_.alpha * record.lm_score + rewards(record) + options_.gamma * letters(index) + record.boost;
     if (hot_words_) bonus += hot_words_->potential(node.hot);
     if (weights_ && in_word(node)) bonus += std::log(weight(node.lexicon, node.hot_lexicon));
     return bonus;
+}
+
+// For completed words and their letters.
+double Search::rewards(const Record& record) const {
+    return options_.beta * record.count + options_.gamma * record.letters;
+}
+
+// How many the unfinished word of a prefix has.
+int32_t Search::letters(int32_t node) const {
+    int32_t count = 0;
+    for (; in_word(nodes_[node]); node = nodes_[node].parent) ++count;
+    return count;
 }
 
 int32_t Search::find(int32_t parent, int32_t symbol) const {
@@ -71,7 +84,8 @@ Search::Record Search::completed(int32_t index) const {
     const Node& node = nodes_[index];
     const Record& before = records_[node.context];
     if (!in_word(node)) return before;
-    Record record{before.lm_score, before.boost, options_.beta, before.count + 1, before.state};
+    Record record{before.lm_score, before.boost,   options_.beta, before.count + 1, before.letters + letters(index),
+                  before.state};
     if (hot_words_) {
         const int32_t after = hot_words_->step(node.hot, space_);
         record.boost += hot_words_->gained(after);
