@@ -14,7 +14,6 @@ from pathlib import Path
 
 from asr_server import client, connection, tokens_cli
 from asr_server.client import ClientError, ClientOptions, Heard
-from asr_server.connection import TOKEN_VARIABLE
 from asr_server.options import PRECISIONS, Limits, Running, ServerOptions, Telemetry
 from asr_server.pcm import Samples
 from asr_server.security_options import SecurityOptions
@@ -297,9 +296,7 @@ def _add_transcribe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--models", type=Path, action="append", metavar="DIR", help="bundles for --local (default: the shipped ones)"
     )
-    connection.add_arguments(
-        command.add_argument_group("how to reach it", f"A token is taken from the environment: {TOKEN_VARIABLE}")
-    )
+    connection.add_arguments(command)
     command.add_argument("--model", default=usual.model, help="name of the model (default: the server's default)")
     command.add_argument("--language", default=usual.language_code, metavar="TAG", help="(default: %(default)s)")
     command.add_argument("--realtime", action="store_true", help="send files no faster than they were spoken")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import grpc
+if TYPE_CHECKING:
+    import grpc
 
 TOKEN_VARIABLE = "EARSIGHT_TOKEN"  # not an argument, because arguments can be read by everybody on a machine
 
@@ -32,16 +35,19 @@ class Connection:
         """Of every call."""
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def channel(self) -> grpc.Channel:
-        """OSError for a file that cannot be read."""
+    def channel(self, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+        """With gRPC's channel options. OSError for a file that cannot be read."""
+        import grpc  # not above: command lines that stay in their process also read what is here
+
         if not (self.tls or self.ca or self.certificate):
-            return grpc.insecure_channel(self.server)
+            return grpc.insecure_channel(self.server, options)
         pem = [path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)]
-        return grpc.secure_channel(self.server, grpc.ssl_channel_credentials(*pem))
+        return grpc.secure_channel(self.server, grpc.ssl_channel_credentials(*pem), options)
 
 
-def add_arguments(group: argparse._ActionsContainer) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     """What `read` takes, but for the server's address."""
+    group = command.add_argument_group("how to reach it", f"A token is taken from the environment: {TOKEN_VARIABLE}")
     group.add_argument("--tls", action="store_true", help="speak TLS, with the certificates that the system trusts")
     group.add_argument("--ca", type=Path, metavar="PEM", help="speak TLS, and trust the certificates that this signed")
     group.add_argument("--certificate", type=Path, metavar="PEM", help="the client's own, where the server wants one")

@@ -11,11 +11,16 @@ import pytest
 import torch
 
 from asr_server import cli
+from asr_server.connection import TOKEN_VARIABLE, Connection
 from asr_server.options import Running, ServerOptions, Telemetry
+from asr_server.security_options import SecurityOptions
+from tests.certificates import Authority
 from tests.speech_fixtures import serving
+from tests.test_secure_server import make_token
 from tests.test_vision_additions import split
 from tests.test_vision_bundle import save
 from tests.vision_fixtures import TINY, picture
+from vision_zoo import cli as vision_cli
 from vision_zoo import client
 from vision_zoo.nasnet import NASNet
 from vision_zoo.precision import available
@@ -61,7 +66,7 @@ def test_what_is_registered_is_served_again_after_a_restart(tmp_path: Path, netw
     image = split("red")
     with serving(options(empty, registry=registry)) as server, grpc.insecure_channel(server.address) as channel:
         assert server.vision_models == ()
-        assert client.register(server.address, trained, "production") == "bees@2"
+        assert client.register(Connection(server.address), trained, "production") == "bees@2"
         header = vision_pb2.EmbeddingSetHeader(name="known", model="bees")
         member = vision_pb2.EmbeddingSetMember(id="1", label="red", image=image)
         vision_pb2_grpc.VisionStub(channel).RegisterEmbeddings(
@@ -85,7 +90,7 @@ def test_what_is_registered_is_served_again_after_a_restart(tmp_path: Path, netw
 def test_a_folder_of_models_may_take_what_is_registered(models: Path, tmp_path: Path, network: NASNet) -> None:
     trained = save(tmp_path / "trained", network, name="birds", version="2").folder
     with serving(options(models, registry=models)) as server:
-        assert client.register(server.address, trained) == "birds@2"
+        assert client.register(Connection(server.address), trained) == "birds@2"
     with serving(options(models, registry=models)) as server, grpc.insecure_channel(server.address) as channel:
         listed = vision_pb2_grpc.VisionStub(channel).ListModels(vision_pb2.ListModelsRequest(), timeout=60).models
         assert [(each.name, each.version) for each in listed] == [("birds", "2"), ("birds", "1")]
@@ -98,7 +103,7 @@ def test_clients_may_do_nothing_of_it_unless_an_operator_allows_it(
     unload = inference_pb2.RepositoryModelUnloadRequest(model_name="birds")
     with serving(options(models)) as server, grpc.insecure_channel(server.address) as channel:
         with pytest.raises(client.ClientError, match="PERMISSION_DENIED: this server takes no bundles"):
-            client.register(server.address, trained)
+            client.register(Connection(server.address), trained)
         with pytest.raises(grpc.RpcError) as caught:
             GRPCInferenceServiceStub(channel).RepositoryModelUnload(unload, timeout=60)
         assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
@@ -141,3 +146,28 @@ def test_the_precision_is_the_operators(models: Path, capsys: pytest.CaptureFixt
     assert metadata.properties["precision"] == chosen
     assert cli.main(["serve", "--port", "0", "--models", str(models), "--vision-precision", "fp8"]) == 1
     assert "precision 'fp8' is not one of this processor's. Select one of ('auto', 'fp32'" in capsys.readouterr().err
+
+
+def test_our_client_speaks_tls_and_sends_a_token(
+    models: Path,
+    tmp_path: Path,
+    network: NASNet,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`register` and `classify --server` of the command line; without the token they are turned away."""
+    authority, tokens = Authority("toy"), tmp_path / "tokens.json"
+    (ca := tmp_path / "ca.pem").write_bytes(authority.certificate)
+    security = SecurityOptions(*authority.issue("localhost").write(tmp_path, "server"), tokens=tokens)
+    token = make_token(tokens, "trainer")
+    trained = save(tmp_path / "trained", network, name="bees", version="2").folder
+    (photo := tmp_path / "photo.png").write_bytes(picture())
+    with serving(replace(options(models, registry=models), security=security)) as server:
+        reach = ["--server", f"localhost:{server.address.rpartition(':')[2]}", "--ca", str(ca)]
+        assert vision_cli.main(["register", *reach, str(trained)]) == 1
+        assert "UNAUTHENTICATED" in capsys.readouterr().err
+        monkeypatch.setenv(TOKEN_VARIABLE, token)
+        assert vision_cli.main(["register", *reach, str(trained)]) == 0
+        assert capsys.readouterr().out == "served: bees@2\n"
+        assert vision_cli.main(["classify", *reach, "--model", "bees", str(photo)]) == 0
+        assert capsys.readouterr().out.startswith(f"{photo}: ")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
+from asr_server import connection
 from training import lr_finder, vision_report
 from training.evaluate_vision import answer
 from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     result.add_argument("--version", default="1", help="of the model (default: %(default)s)")
     result.add_argument("--register", metavar="HOST:PORT", help="send the bundle to a running server, which serves it")
     result.add_argument("--report", action="store_true", help="report on the validation images, in OUT/report")
+    connection.add_arguments(parser)
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -240,17 +242,17 @@ def _finish(args: argparse.Namespace, train: ImageFiles, validation: ImageFiles)
         vision_report.write(answers, f"{name} on its validation images", args.out / "report", worst=24, run=args.out)
         print(f"wrote {args.out / 'report' / 'report.html'}")
     if args.register:
-        _register(made.folder, args.register)
+        _register(made.folder, connection.read(args, args.register))
 
 
-def _register(folder: Path, server: str) -> None:
+def _register(folder: Path, to: connection.Connection) -> None:
     """Raises ValueError, and leaves the bundle as it is."""
     from vision_zoo import client  # loads gRPC, which processes that read images should not have
 
     try:
-        print(f"{server} serves {client.register(server, folder)}")
+        print(f"{to.server} serves {client.register(to, folder)}")
     except ValueError as error:
-        again = f"vision-zoo register --server {server} {folder}"
+        again = f"vision-zoo register --server {to.server} {folder}"
         raise ValueError(f"{folder} is finished but not registered: {error}; to try again: {again}") from error
 
 

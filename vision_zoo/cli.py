@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from asr_server import connection
 from vision_zoo import bundle, zoo
 from vision_zoo.classifier import DEFAULT_TOP_K, Classifier, Prediction
 
@@ -76,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
         help="predictions for each image (default: %(default)s)",
     )
     classify.add_argument("--server", metavar="HOST:PORT", help="ask a running server instead of loading a model here")
+    connection.add_arguments(classify)
     _add_models(classify)
     _add_json(classify, "print one JSON object for each image: image, and predictions or error")
     register = commands.add_parser(
@@ -85,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
     register.add_argument("bundle", type=Path, metavar="DIR", help="the bundle's folder")
     register.add_argument("--server", required=True, metavar="HOST:PORT", help="a server that takes bundles")
     register.add_argument("--alias", default="", metavar="NAME", help="a further name that stands for this version")
+    connection.add_arguments(register)
     listing = commands.add_parser("list", help="show bundles and backbones", description=_LIST, formatter_class=text)
     listing.set_defaults(run=_list)
     _add_models(listing)
@@ -153,7 +156,8 @@ def _remote(args: argparse.Namespace) -> Iterator[Answer]:
             files.append(path.read_bytes())
         except OSError as error:
             files.append(ValueError(_reason(error)))
-    good = client.classify(args.server, [file for file in files if isinstance(file, bytes)], args.model, args.top_k)
+    sent = [file for file in files if isinstance(file, bytes)]
+    good = client.classify(connection.read(args, args.server), sent, args.model, args.top_k)
     for file in files:
         yield next(good) if isinstance(file, bytes) else file
 
@@ -161,7 +165,7 @@ def _remote(args: argparse.Namespace) -> Iterator[Answer]:
 def _register(args: argparse.Namespace) -> int:
     from vision_zoo import client
 
-    print(f"served: {client.register(args.server, args.bundle, args.alias)}")
+    print(f"served: {client.register(connection.read(args, args.server), args.bundle, args.alias)}")
     return 0
 
 

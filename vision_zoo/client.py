@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
 
+from asr_server.connection import Connection
 from vision_zoo import registration
 from vision_zoo.classifier import Prediction
 from vision_zoo.wire import vision_pb2 as pb
@@ -20,10 +22,22 @@ class ClientError(ValueError):
     """The server cannot be reached or refused the whole call."""
 
 
+@contextmanager
+def _errors(server: str) -> Iterator[None]:
+    """gRPC's, as ClientError."""
+    try:
+        yield
+    except grpc.FutureTimeoutError:
+        raise ClientError(f"no server answers at {server}; start one with: asr-server serve") from None
+    except grpc.RpcError as error:
+        code, text = error.code().name, error.details()
+        raise ClientError(f"the server at {server} ended the call with {code}: {text}") from None
+
+
 def classify(
-    server: str, files: Sequence[bytes], model: str = "", top_k: int = 0
+    connection: Connection, files: Sequence[bytes], model: str = "", top_k: int = 0
 ) -> Iterator[list[Prediction] | ValueError]:
-    """Sends files to HOST:PORT; yields for each, in order, its predictions or why there are none.
+    """Sends files to a server; yields for each, in order, its predictions or why there are none.
 
     Raises ClientError.
     """
@@ -34,17 +48,10 @@ def classify(
         for number, file in enumerate(files)
     )
     # The service refuses a file that is too large with a reason of its own; the transport's limit says less.
-    with grpc.insecure_channel(server, options=[("grpc.max_send_message_length", -1)]) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
-        except grpc.FutureTimeoutError:
-            raise ClientError(f"no server answers at {server}; start one with: asr-server serve") from None
-        try:
-            for answer in VisionStub(channel).ClassifyStream(requests):
-                yield _result(answer)
-        except grpc.RpcError as error:
-            code, text = error.code().name, error.details()
-            raise ClientError(f"the server at {server} ended the call with {code}: {text}") from None
+    with connection.channel([("grpc.max_send_message_length", -1)]) as channel, _errors(connection.server):
+        grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+        for answer in VisionStub(channel).ClassifyStream(requests, metadata=connection.metadata):
+            yield _result(answer)
 
 
 def _result(answer: pb.ClassifyStreamResponse) -> list[Prediction] | ValueError:
@@ -53,21 +60,15 @@ def _result(answer: pb.ClassifyStreamResponse) -> list[Prediction] | ValueError:
     return [Prediction(each.index, each.label, each.probability) for each in answer.response.predictions]
 
 
-def register(server: str, folder: Path, alias: str = "") -> str:
-    """Sends a bundle's files to HOST:PORT, where it is served from then on -> NAME@VERSION.
+def register(connection: Connection, folder: Path, alias: str = "") -> str:
+    """Sends a bundle's files to a server, where it is served from then on -> NAME@VERSION.
 
     Raises ClientError, and ValueError where the folder is no vision bundle.
     """
     files = registration.announce(folder)
-    with grpc.insecure_channel(server) as channel:
-        try:
-            grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
-            answer = VisionStub(channel).Register(_upload(folder, files, alias))
-        except grpc.FutureTimeoutError:
-            raise ClientError(f"no server answers at {server}; start one with: asr-server serve") from None
-        except grpc.RpcError as error:
-            code, text = error.code().name, error.details()
-            raise ClientError(f"the server at {server} ended the call with {code}: {text}") from None
+    with connection.channel() as channel, _errors(connection.server):
+        grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
+        answer = VisionStub(channel).Register(_upload(folder, files, alias), metadata=connection.metadata)
     return f"{answer.model.name}@{answer.model.version}"
 
 

@@ -1,218 +1,309 @@
-// One separable unit of a NASNet cell on the CPU, forward and backward: ReLU, depthwise convolution (optional),
-// pointwise convolution, batch norm. It exists because the general kernels spend most of a training step in
-// depthwise gradients and in passes over memory; here one image at a time stays in the cache.
+// What a NASNet's training spends its time in on a CPU, beside the products: depthwise convolutions with the ReLU before
+// them, average pools, and batch norms; forward and backward. The general kernels are slow at depthwise gradients and
+// pass over memory often; here a vector of channels of one image at a time stays in the cache.
 //
-// Layout: channels last. x (N, H, W, C), depthwise (K*K, C), pointwise (C, F), y (N, H', W', F); float32; C % 8 == 0.
-// Every depthwise pass runs on a copy of one image with a border of zeros, so that no loop tests for edges.
-
+// Layout: channels last, so x is (N, H, W, C) and y (N, H', W', C); float or bfloat16 (`half`), C % 8 == 0. Weights,
+// statistics, sums and what registers hold are float.
+//
 // Plain C functions over raw pointers, called through ctypes: no binding library, and it compiles in seconds.
 // Threads are torch's own (at::parallel_for), so that its setting of their number holds here too.
 
 #include <ATen/Parallel.h>
 
-#include <algorithm>
 #include <cassert>
-#include <cstdint>
-#include <cstring>
-#include <type_traits>
-#include <vector>
+#include <cmath>
+#include <mutex>
+
+#include "window.hpp"
 
 namespace {
 
-typedef float v8 __attribute__((vector_size(32), aligned(4)));
-
-inline v8 load(const float* p) { return *reinterpret_cast<const v8*>(p); }
-inline void store(float* p, v8 v) { *reinterpret_cast<v8*>(p) = v; }
-
-struct Shape {
-  int64_t height, width, channels;          // of the input
-  int64_t out_height, out_width;            // of the output
-  int64_t kernel, stride, top, left;        // 'SAME' padding before the image
-  int64_t padded_height() const { return (out_height - 1) * stride + kernel; }
-  int64_t padded_width() const { return (out_width - 1) * stride + kernel; }
-  // A row or column that no window reaches (stride 2) has no place in the padded copy.
-  int64_t rows() const { return std::min(height, padded_height() - top); }
-  int64_t columns() const { return std::min(width, padded_width() - left); }
-};
-
-// padded (padded_height, padded_width, C) <- relu(image); the border stays zero from the buffer's creation.
-void pad_relu(const float* image, float* padded, const Shape& s) {
-  const v8 zero = {};
-  for (int64_t h = 0; h < s.rows(); h++) {
-    const float* from = image + h * s.width * s.channels;
-    float* to = padded + ((h + s.top) * s.padded_width() + s.left) * s.channels;
-    for (int64_t i = 0; i < s.columns() * s.channels; i += 8) {
-      v8 x = load(from + i);
-      store(to + i, x > zero ? x : zero);
-    }
-  }
+// body(T*) with the type that the tensors have.
+template <typename Body>
+void with_type(int64_t half, Body body) {
+  if (half)
+    body(static_cast<bfloat16*>(nullptr));
+  else
+    body(static_cast<float*>(nullptr));
 }
 
-// out (out_height, out_width, C) = sum over the window of padded * weight; TILE outputs of a row stay in registers.
-template <int K, int TILE>
-void correlate_tile(const float* window, const float* weight, float* out, int64_t row, int64_t channels, int64_t step) {
-  v8 sum[TILE] = {};
-  for (int i = 0; i < K; i++)
-    for (int j = 0; j < K; j++) {
-      const v8 w = load(weight + (i * K + j) * channels);
-      const float* x = window + i * row + j * channels;
-      for (int t = 0; t < TILE; t++) sum[t] += load(x + t * step) * w;
-    }
-  for (int t = 0; t < TILE; t++) store(out + t * channels, sum[t]);
-}
-
-template <int K>
-void correlate(const float* padded, const float* weight, float* out, int64_t out_height, int64_t out_width,
-               int64_t padded_width, int64_t channels, int64_t stride) {
-  const int64_t row = padded_width * channels, step = stride * channels;
-  for (int64_t h = 0; h < out_height; h++)
-    for (int64_t c = 0; c < channels; c += 8) {
-      const float* window = padded + h * stride * row + c;
-      float* to = out + h * out_width * channels + c;
-      int64_t w = 0;
-      for (; w + 8 <= out_width; w += 8)
-        correlate_tile<K, 8>(window + w * step, weight + c, to + w * channels, row, channels, step);
-      for (; w < out_width; w++)
-        correlate_tile<K, 1>(window + w * step, weight + c, to + w * channels, row, channels, step);
-    }
-}
-
-// grad_weight (K*K, C) += sum over positions of padded * grad.
-template <int K>
-void weight_gradient(const float* padded, const float* grad, float* grad_weight, const Shape& s) {
-  const int64_t row = s.padded_width() * s.channels, step = s.stride * s.channels;
-  for (int64_t c = 0; c < s.channels; c += 8)
-    for (int i = 0; i < K; i++) {
-      v8 even[K] = {}, odd[K] = {};  // two sums a tap hide the latency of the multiply-add
-      for (int64_t h = 0; h < s.out_height; h++) {
-        const float* x = padded + (h * s.stride + i) * row + c;
-        const float* g = grad + h * s.out_width * s.channels + c;
-        int64_t w = 0;
-        for (; w + 2 <= s.out_width; w += 2) {
-          const v8 g0 = load(g + w * s.channels), g1 = load(g + (w + 1) * s.channels);
-          for (int j = 0; j < K; j++) {
-            even[j] += load(x + w * step + j * s.channels) * g0;
-            odd[j] += load(x + (w + 1) * step + j * s.channels) * g1;
-          }
-        }
-        for (; w < s.out_width; w++) {
-          const v8 g0 = load(g + w * s.channels);
-          for (int j = 0; j < K; j++) even[j] += load(x + w * step + j * s.channels) * g0;
-        }
-      }
-      for (int j = 0; j < K; j++) {
-        float* to = grad_weight + (i * K + j) * s.channels + c;
-        store(to, load(to) + even[j] + odd[j]);
-      }
-    }
+template <int K, typename Body>
+void with_stride(int64_t stride, Body body) {
+  if (stride == 1)
+    body(std::integral_constant<int, K>(), std::integral_constant<int, 1>());
+  else
+    body(std::integral_constant<int, K>(), std::integral_constant<int, 2>());
 }
 
 template <typename Body>
-void with_kernel(int64_t kernel, Body body) {
-  switch (kernel) {
-    case 3: body(std::integral_constant<int, 3>()); break;
-    case 5: body(std::integral_constant<int, 5>()); break;
-    case 7: body(std::integral_constant<int, 7>()); break;
+void with_window(const Shape& s, Body body) {
+  assert(s.stride == 1 || s.stride == 2);
+  switch (s.kernel) {
+    case 3: with_stride<3>(s.stride, body); break;
+    case 5: with_stride<5>(s.stride, body); break;
+    case 7: with_stride<7>(s.stride, body); break;
     default: assert(false && "the caller checks for 3, 5 and 7");
   }
 }
 
-Shape shape_of(int64_t height, int64_t width, int64_t channels, int64_t kernel, int64_t stride) {
-  Shape s{height, width, channels, 0, 0, kernel, stride, 0, 0};
-  s.out_height = (s.height + stride - 1) / stride;
-  s.out_width = (s.width + stride - 1) / stride;
-  s.top = std::max<int64_t>((s.out_height - 1) * stride + kernel - s.height, 0) / 2;
-  s.left = std::max<int64_t>((s.out_width - 1) * stride + kernel - s.width, 0) / 2;
-  return s;
+struct Rectified {
+  template <typename V>
+  V operator()(V v, int64_t, int64_t) const {
+    const V zero = {};
+    return v > zero ? v : zero;
+  }
+};
+
+struct Unchanged {
+  template <typename V>
+  V operator()(V v, int64_t, int64_t) const {
+    return v;
+  }
+};
+
+// 1 / number of pixels that the window at each output position finds inside the image; (H', W').
+std::vector<float> shares(const Shape& s) {
+  auto inside = [&](int64_t at, int64_t before, int64_t size) {
+    const int64_t first = at * s.stride - before;
+    return std::min(first + s.kernel, size) - std::max<int64_t>(first, 0);
+  };
+  std::vector<float> result;
+  for (int64_t h = 0; h < s.out_height; h++)
+    for (int64_t w = 0; w < s.out_width; w++)
+      result.push_back(1.f / (inside(h, s.top, s.height) * inside(w, s.left, s.width)));
+  return result;
+}
+
+// Taps of the channels from c on: (C, K, K) -> (K, K, N); of 1 without weights.
+template <int N>
+std::vector<float> taps_of(const float* weight, int64_t c, int64_t area) {
+  std::vector<float> taps(area * N, 1.f);
+  if (weight)
+    for (int64_t k = 0; k < area; k++)
+      for (int n = 0; n < N; n++) taps[k * N + n] = weight[(c + n) * area + k];
+  return taps;
+}
+
+// One output pixel = finish(sum over the window of change(x) * weight, h, w).
+template <typename T, typename Change, typename Finish>
+void windows_forward(const T* x, const float* weight, T* y, int64_t images, const Shape& s, Change change,
+                     Finish finish) {
+  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+    for_vectors(s.channels, [&](auto lanes, int64_t c) {
+      constexpr int N = decltype(lanes)::value;
+      Block padded(s.padded_height(), s.padded_width(), N);
+      const std::vector<float> taps = taps_of<N>(weight, c, s.kernel * s.kernel);
+      for (int64_t n = begin; n < end; n++) {
+        fill<N>(padded, x + n * s.size() + c, s.height, s.width, s.channels, s.top, s.left, change);
+        T* to = y + n * s.out_size() + c;
+        with_window(s, [&](auto k, auto stride) {
+          constexpr int K = decltype(k)::value, STRIDE = decltype(stride)::value;
+          sum_windows<N, K, K, STRIDE>(padded.at(0, 0), padded.row(), taps.data(), s.out_height, s.out_width,
+                                       [&](int64_t h, int64_t w, Floats<N> sum) {
+                                         store<N>(to + (h * s.out_width + w) * s.channels, finish(sum, h, w));
+                                       });
+        });
+      }
+    });
+  });
+}
+
+// Sums of a and of a * b over each channel's rows, in double; a, b (P, C). first, second (C).
+template <typename T>
+void channel_sums(const T* a, const T* b, int64_t rows, int64_t channels, double* first, double* second) {
+  std::fill_n(first, channels, 0.);
+  std::fill_n(second, channels, 0.);
+  std::mutex adding;
+  at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
+    std::vector<double> sums(2 * channels, 0.);
+    for (int64_t r = begin; r < end; r += 64) {  // short float sums, over rows that stay in the cache
+      const int64_t last = std::min(end, r + 64);
+      for_vectors(channels, [&](auto lanes, int64_t c) {
+        constexpr int N = decltype(lanes)::value;
+        Floats<N> total[2] = {}, products[2] = {};  // two of each hide the latency of the addition
+        auto add = [&](int64_t q, int which) {
+          const Floats<N> value = load<N>(a + q * channels + c);
+          total[which] += value;
+          products[which] += value * load<N>(b + q * channels + c);
+        };
+        int64_t q = r;
+        for (; q + 2 <= last; q += 2) {
+          add(q, 0);
+          add(q + 1, 1);
+        }
+        if (q < last) add(q, 0);
+        total[0] += total[1];
+        products[0] += products[1];
+        for (int n = 0; n < N; n++) {
+          sums[c + n] += total[0][n];
+          sums[channels + c + n] += products[0][n];
+        }
+      });
+    }
+    const std::lock_guard<std::mutex> lock(adding);
+    for (int64_t c = 0; c < channels; c++) {
+      first[c] += sums[c];
+      second[c] += sums[channels + c];
+    }
+  });
+}
+
+// out = a * alpha + b * beta + gamma per channel; a, b, out (P, C); b only where beta is not null.
+template <typename T>
+void channel_affine(const T* a, const T* b, const float* alpha, const float* beta, const float* gamma, T* out,
+                    int64_t rows, int64_t channels) {
+  at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r += 64)
+      for_vectors(channels, [&](auto lanes, int64_t c) {
+        constexpr int N = decltype(lanes)::value;
+        const Floats<N> factor = load<N>(alpha + c), constant = load<N>(gamma + c);
+        const Floats<N> other = beta ? load<N>(beta + c) : Floats<N>{};
+        for (int64_t q = r; q < std::min(end, r + 64); q++) {
+          Floats<N> value = load<N>(a + q * channels + c) * factor + constant;
+          if (beta) value += load<N>(b + q * channels + c) * other;
+          store<N>(out + q * channels + c, value);
+        }
+      });
+  });
 }
 
 }  // namespace
 
 extern "C" {
 
-int64_t threads() { return at::get_num_threads(); }
-
-// out (N, H', W', C) = depthwise convolution of relu(x) (N, H, W, C) with weight (K*K, C).
-void depthwise_forward(const float* x, const float* weight, float* out, int64_t images, int64_t height, int64_t width,
-                       int64_t channels, int64_t kernel, int64_t stride) {
-  const Shape s = shape_of(height, width, channels, kernel, stride);
-  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> padded(s.padded_height() * s.padded_width() * s.channels, 0.f);
-    for (int64_t n = begin; n < end; n++) {
-      pad_relu(x + n * s.height * s.width * s.channels, padded.data(), s);
-      with_kernel(s.kernel, [&](auto k) {
-        correlate<decltype(k)::value>(padded.data(), weight, out + n * s.out_height * s.out_width * s.channels,
-                                      s.out_height, s.out_width, s.padded_width(), s.channels, s.stride);
-      });
-    }
+// y = depthwise convolution of relu(x) with weight (C, K, K).
+void depthwise_forward(const void* x, const float* weight, void* y, int64_t half, int64_t images, int64_t height,
+                       int64_t width, int64_t channels, int64_t kernel, int64_t stride) {
+  with_type(half, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    windows_forward(static_cast<const T*>(x), weight, static_cast<T*>(y), images,
+                    Shape(height, width, channels, kernel, stride), Rectified(), Unchanged());
   });
 }
 
-// grad_x (N, H, W, C), through the ReLU; grad_weight (threads, K*K, C), zero on entry, to be summed by the caller.
-// The input's gradient is the gradient, spread by the stride, correlated with the flipped kernel.
-void depthwise_backward(const float* grad, const float* x, const float* flipped, float* grad_x, float* grad_weight,
-                        int64_t chunks, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t kernel,
+// grad_x through the ReLU; grad_weight (C, K, K).
+void depthwise_backward(const void* grad, const void* x, const float* weight, void* grad_x, float* grad_weight,
+                        int64_t half, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t kernel,
                         int64_t stride) {
-  const Shape s = shape_of(height, width, channels, kernel, stride);
-  const int64_t share = (images + chunks - 1) / chunks;
-  const int64_t spread_width = s.width + s.kernel - 1, spread_height = s.height + s.kernel - 1;
-  const int64_t before_h = s.kernel - 1 - s.top, before_w = s.kernel - 1 - s.left;
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> padded(s.padded_height() * s.padded_width() * s.channels, 0.f);
-    std::vector<float> spread(spread_height * spread_width * s.channels, 0.f);
-    const v8 zero = {};
-    for (int64_t chunk = begin; chunk < end; chunk++)
-      for (int64_t n = chunk * share; n < std::min(images, (chunk + 1) * share); n++) {
-        const float* image = x + n * s.height * s.width * s.channels;
-        const float* from = grad + n * s.out_height * s.out_width * s.channels;
-        float* to = grad_x + n * s.height * s.width * s.channels;
-        pad_relu(image, padded.data(), s);
-        for (int64_t h = 0; h < s.out_height; h++)
-          for (int64_t w = 0; w < s.out_width; w++) {
-            const int64_t row = h * s.stride + before_h, column = w * s.stride + before_w;
-            if (row < spread_height && column < spread_width)
-              std::memcpy(&spread[(row * spread_width + column) * s.channels],
-                          from + (h * s.out_width + w) * s.channels, s.channels * sizeof(float));
-          }
-        with_kernel(s.kernel, [&](auto k) {
-          weight_gradient<decltype(k)::value>(padded.data(), from, grad_weight + chunk * s.kernel * s.kernel * s.channels, s);
-          correlate<decltype(k)::value>(spread.data(), flipped, to, s.height, s.width, spread_width, s.channels, 1);
-        });
-        for (int64_t i = 0; i < s.height * s.width * s.channels; i += 8)
-          store(to + i, load(image + i) > zero ? load(to + i) : zero);
-      }
-  });
-}
-
-// sums (chunks, 2, C), zero on entry: per channel the sums of a and of a * b over rows; a, b (P, C).
-void channel_sums(const float* a, const float* b, double* sums, int64_t chunks, int64_t rows, int64_t channels) {
-  const int64_t share = (rows + chunks - 1) / chunks, block = 256;
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> first(channels), second(channels);  // short float sums, added up in double
-    for (int64_t chunk = begin; chunk < end; chunk++)
-      for (int64_t r = chunk * share; r < std::min(rows, (chunk + 1) * share); r += block) {
-        std::fill(first.begin(), first.end(), 0.f);
-        std::fill(second.begin(), second.end(), 0.f);
-        for (int64_t q = r; q < std::min({rows, (chunk + 1) * share, r + block}); q++)
-          for (int64_t c = 0; c < channels; c++) {
-            first[c] += a[q * channels + c];
-            second[c] += a[q * channels + c] * b[q * channels + c];
-          }
-        for (int64_t c = 0; c < channels; c++) {
-          sums[chunk * 2 * channels + c] += first[c];
-          sums[(chunk * 2 + 1) * channels + c] += second[c];
+  const Shape s(height, width, channels, kernel, stride);
+  const int64_t area = kernel * kernel;
+  std::fill_n(grad_weight, channels * area, 0.f);
+  std::mutex adding;
+  auto run = [&](auto* type, int64_t begin, int64_t end) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for_vectors(channels, [&](auto lanes, int64_t c) {
+      constexpr int N = decltype(lanes)::value;
+      Block padded(s.padded_height(), s.padded_width(), N), spread(s.spread_height(), s.spread_width(), N);
+      const std::vector<float> taps = taps_of<N>(weight, c, area);
+      std::vector<float> flipped(taps.size()), gradient(taps.size(), 0.f);
+      with_window(s, [&](auto k, auto step) {
+        constexpr int K = decltype(k)::value, STRIDE = decltype(step)::value;
+        flip<N, K, STRIDE>(taps.data(), flipped.data());
+        for (int64_t n = begin; n < end; n++) {
+          const T* image = static_cast<const T*>(x) + n * s.size() + c;
+          T* to = static_cast<T*>(grad_x) + n * s.size() + c;
+          fill<N>(padded, image, height, width, channels, s.top, s.left, Rectified());
+          fill<N>(spread, static_cast<const T*>(grad) + n * s.out_size() + c, s.out_height, s.out_width, channels,
+                  s.border(), s.border(), Unchanged());
+          add_tap_gradients<N, K, STRIDE>(padded, spread, gradient.data(), s);
+          sum_back<N, K, STRIDE>(spread, flipped.data(), s, [&](int64_t h, int64_t w, Floats<N> sum) {
+            const Floats<N> zero = {}, value = load<N>(padded.at(s.top + h, s.left + w));
+            store<N>(to + (h * width + w) * channels, value > zero ? sum : zero);
+          });
         }
-      }
+      });
+      const std::lock_guard<std::mutex> lock(adding);
+      for (int64_t a = 0; a < area; a++)
+        for (int n = 0; n < N; n++) grad_weight[(c + n) * area + a] += gradient[a * N + n];
+    });
+  };
+  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+    with_type(half, [&](auto* type) { run(type, begin, end); });
   });
 }
 
-// out = a * alpha + b * beta + gamma per channel; a, b, out (P, C).
-void channel_affine(const float* a, const float* b, const float* alpha, const float* beta, const float* gamma,
-                    float* out, int64_t rows, int64_t channels) {
-  at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++)
-      for (int64_t c = 0; c < channels; c++)
-        out[r * channels + c] = a[r * channels + c] * alpha[c] + b[r * channels + c] * beta[c] + gamma[c];
+// y = mean of x over the window's pixels inside the image.
+void average_forward(const void* x, void* y, int64_t half, int64_t images, int64_t height, int64_t width,
+                     int64_t channels, int64_t kernel, int64_t stride) {
+  const Shape s(height, width, channels, kernel, stride);
+  const std::vector<float> share = shares(s);
+  with_type(half, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    windows_forward(static_cast<const T*>(x), nullptr, static_cast<T*>(y), images, s, Unchanged(),
+                    [&](auto sum, int64_t h, int64_t w) { return sum * share[h * s.out_width + w]; });
+  });
+}
+
+void average_backward(const void* grad, void* grad_x, int64_t half, int64_t images, int64_t height, int64_t width,
+                      int64_t channels, int64_t kernel, int64_t stride) {
+  const Shape s(height, width, channels, kernel, stride);
+  const std::vector<float> share = shares(s);
+  auto run = [&](auto* type, int64_t begin, int64_t end) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    for_vectors(channels, [&](auto lanes, int64_t c) {
+      constexpr int N = decltype(lanes)::value;
+      Block spread(s.spread_height(), s.spread_width(), N);
+      const std::vector<float> taps = taps_of<N>(nullptr, c, kernel * kernel);  // of 1: no need to flip them
+      for (int64_t n = begin; n < end; n++) {
+        T* to = static_cast<T*>(grad_x) + n * s.size() + c;
+        fill<N>(spread, static_cast<const T*>(grad) + n * s.out_size() + c, s.out_height, s.out_width, channels,
+                s.border(), s.border(),
+                [&](auto v, int64_t h, int64_t w) { return v * share[h * s.out_width + w]; });
+        with_window(s, [&](auto k, auto step) {
+          constexpr int K = decltype(k)::value, STRIDE = decltype(step)::value;
+          sum_back<N, K, STRIDE>(spread, taps.data(), s, [&](int64_t h, int64_t w, Floats<N> sum) {
+            store<N>(to + (h * width + w) * channels, sum);
+          });
+        });
+      }
+    });
+  };
+  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
+    with_type(half, [&](auto* type) { run(type, begin, end); });
+  });
+}
+
+// y = (z - mean) * inverse * gamma + beta per channel, inverse = 1 / sqrt(variance + eps); z, y (P, C). The running
+// statistics move towards the batch's by `momentum`.
+void norm_forward(const void* z, const float* gamma, const float* beta, void* y, float* mean, float* inverse,
+                  float* running_mean, float* running_variance, double momentum, double eps, int64_t half, int64_t rows,
+                  int64_t channels) {
+  std::vector<double> sums(channels), squares(channels);
+  std::vector<float> scale(channels), shift(channels);
+  with_type(half, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T* from = static_cast<const T*>(z);
+    channel_sums(from, from, rows, channels, sums.data(), squares.data());
+    for (int64_t c = 0; c < channels; c++) {
+      const double average = sums[c] / rows, variance = std::max(squares[c] / rows - average * average, 0.);
+      mean[c] = average;
+      inverse[c] = 1 / std::sqrt(variance + eps);
+      scale[c] = gamma[c] * inverse[c];
+      shift[c] = beta[c] - mean[c] * scale[c];
+      running_mean[c] += momentum * (average - running_mean[c]);
+      running_variance[c] += momentum * (variance * rows / (rows - 1) - running_variance[c]);
+    }
+    channel_affine<T>(from, nullptr, scale.data(), nullptr, shift.data(), static_cast<T*>(y), rows, channels);
+  });
+}
+
+// dz = gamma * inverse * (g - mean(g) - z_hat mean(g z_hat)), written as one affine map of g and z; all (P, C).
+void norm_backward(const void* grad, const void* z, const float* gamma, const float* mean, const float* inverse,
+                   void* grad_z, float* grad_gamma, float* grad_beta, int64_t half, int64_t rows, int64_t channels) {
+  std::vector<double> sums(channels), products(channels);
+  std::vector<float> scale(channels), slope(channels), shift(channels);
+  with_type(half, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T *from = static_cast<const T*>(grad), *input = static_cast<const T*>(z);
+    channel_sums(from, input, rows, channels, sums.data(), products.data());
+    for (int64_t c = 0; c < channels; c++) {
+      grad_beta[c] = sums[c];
+      grad_gamma[c] = (products[c] - mean[c] * sums[c]) * inverse[c];
+      scale[c] = gamma[c] * inverse[c];
+      slope[c] = -scale[c] * inverse[c] * grad_gamma[c] / rows;
+      shift[c] = -scale[c] * grad_beta[c] / rows - slope[c] * mean[c];
+    }
+    channel_affine(from, input, scale.data(), slope.data(), shift.data(), static_cast<T*>(grad_z), rows, channels);
   });
 }
 

@@ -1,0 +1,76 @@
+// Vectors of floats in registers, and their loads and stores from float or bfloat16 in memory.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+constexpr int WIDEST = 16, REGISTERS = 32;
+#else
+constexpr int WIDEST = 8, REGISTERS = 16;
+#endif
+constexpr int NARROWEST = 8;  // channels are a multiple of this
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+template <typename Element, int N>
+struct VectorOf {
+  typedef Element type __attribute__((vector_size(N * sizeof(Element)), aligned(alignof(Element)), may_alias));
+};
+template <int N>
+using Floats = typename VectorOf<float, N>::type;
+
+template <int N>
+inline Floats<N> load(const float* p) {
+  return *reinterpret_cast<const Floats<N>*>(p);
+}
+
+template <int N>
+inline Floats<N> load(const bfloat16* p) {
+  const auto bits = *reinterpret_cast<const typename VectorOf<uint16_t, N>::type*>(p);
+  const auto wide = __builtin_convertvector(bits, typename VectorOf<uint32_t, N>::type) << 16;
+  return reinterpret_cast<const Floats<N>&>(wide);
+}
+
+template <int N>
+inline void store(float* p, Floats<N> v) {
+  *reinterpret_cast<Floats<N>*>(p) = v;
+}
+
+// Rounds to the nearest, halves to even.
+template <int N>
+inline void store(bfloat16* p, Floats<N> v) {
+#ifdef __AVX512BF16__
+  if constexpr (N == 16) {
+    const __m256bh rounded = _mm512_cvtneps_pbh(reinterpret_cast<const __m512&>(v));
+    std::memcpy(p, &rounded, sizeof rounded);
+    return;
+  } else if constexpr (N == 8) {
+    const __m128bh rounded = _mm256_cvtneps_pbh(reinterpret_cast<const __m256&>(v));
+    std::memcpy(p, &rounded, sizeof rounded);
+    return;
+  }
+#endif
+  using Words = typename VectorOf<uint32_t, N>::type;
+  const Words bits = reinterpret_cast<const Words&>(v);
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Words quiet = (bits >> 16) | 0x40;  // rounding could carry out of a NaN
+  const Words chosen = (bits & 0x7fffffff) > 0x7f800000 ? quiet : rounded;
+  *reinterpret_cast<typename VectorOf<uint16_t, N>::type*>(p) =
+      __builtin_convertvector(chosen, typename VectorOf<uint16_t, N>::type);
+}
+
+// body(lanes, channel) for every vector of channels: the widest, then a last one of 8 where their number asks for it.
+template <typename Body>
+void for_vectors(int64_t channels, Body body) {
+  int64_t c = 0;
+  for (; c + WIDEST <= channels; c += WIDEST) body(std::integral_constant<int, WIDEST>(), c);
+  for (; c < channels; c += NARROWEST) body(std::integral_constant<int, NARROWEST>(), c);
+}
