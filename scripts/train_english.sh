@@ -12,7 +12,8 @@
 #     start            one pass from a flat start, short utterances first
 #     clean            three passes without noise
 #     noisy            five passes with noise, rooms, telephones and chunks, until the rate is zero
-#     bundle           export, tuning of alpha and beta, calibration
+#     deep             eight passes of two layers more, most steps in chunks, AN4 counted double
+#     bundle           export, tuning of alpha, beta and gamma, calibration
 #     test             the figures of docs/results.md; chooses nothing
 set -euo pipefail
 
@@ -91,11 +92,19 @@ noisy)
         --warmup-steps 150 --noise "${noises[@]}" --noise-share 0.15 --babble-share 0.03 --room-share 0.1 \
         --telephone-share 0.02 --clipping-share 0.01 --dropout 0 --chunked-share 0.3 --frequency-masks 1
     ;;
+deep)
+    train+=("$data/an4-train.jsonl")
+    fit --out "$out/deep" --initial "$out/noisy/last.ckpt" --recurrent-layers 7 --epochs 8 --hold 0.1 \
+        --random-first-epoch --learning-rate 6e-4 --warmup-steps 150 --noise "${noises[@]}" --noise-share 0.2 \
+        --babble-share 0.04 --room-share 0.12 --telephone-share 0.03 --clipping-share 0.01 --dropout 0 \
+        --chunked-share 0.6 --frequency-masks 1 --seed 4
+    ;;
 bundle)
-    "$python" -m training.export speech --checkpoint "$out/noisy/last.ckpt" --name deepspeech-en --half --lexicon \
-        --beam-width 1000 --token-min-log-prob -9 --beam-prune-log-prob -20 --alpha 0.8 --beta 1 \
+    "$python" -m training.export speech --checkpoint "$out/deep/last.ckpt" --name deepspeech-en --half --lexicon \
+        --beam-width 1000 --token-min-log-prob -9 --beam-prune-log-prob -20 --alpha 0.8 --beta 0 --gamma 1.5 \
         --language-model "$out/lm.binary" --out "$bundle"
-    "$python" -m training.tune_decoder --bundle "$bundle" --manifest "$out/dev.jsonl" --trials 50 --jobs 2 --write
+    "$python" -m training.tune_decoder --bundle "$bundle" --manifest "$out/dev.jsonl" --trials 50 --jobs 2 \
+        --alpha 0.4 1.6 --beta -2 2 --gamma 0 3 --write
     "$python" -m training.calibrate --bundle "$bundle" --manifest "$out/dev.jsonl" --write
     ;;
 test)
@@ -107,7 +116,7 @@ test)
     "$python" -m benchmarks.accuracy --manifest "$out"/noisy-test/{clean,noisy}.jsonl --bundle "$bundle" --jobs 2 --json
     ;;
 *)
-    echo "stage '$stage' is unknown. Select from: split check language-model start clean noisy bundle test" >&2
+    echo "stage '$stage' is unknown. Select from: split check language-model start clean noisy deep bundle test" >&2
     exit 2
     ;;
 esac

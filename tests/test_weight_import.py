@@ -20,6 +20,7 @@ from vision_zoo import zoo
 from vision_zoo.cells import NASNET_A
 from vision_zoo.genotypes import genotype_to_json, read_genotype
 from vision_zoo.nasnet import LARGE, MOBILE, NASNet
+from vision_zoo.nasnet_config import NASNetConfig
 from vision_zoo.weight_download import PublishedWeights, download
 from vision_zoo.weight_import import fit_weights, read_weights
 
@@ -27,9 +28,14 @@ SMALL = replace(MOBILE, cells=1, filters=96, num_classes=5, stem_filters=8, auxi
 
 
 class KerasNASNet:
-    """The mobile network of keras/applications/nasnet.py with N = 1, channels first; draws each variable once."""
+    """The network of keras/applications/nasnet.py with N = 1, channels first; draws each variable once.
 
-    def __init__(self) -> None:
+    skips: the cell after a reduction has the layer before the reduction's input as its previous one, as in the large
+    network (`skip_reduction`), instead of that input, as in the mobile one.
+    """
+
+    def __init__(self, skips: bool = False) -> None:
+        self.skips = skips
         self.variables: dict[str, np.ndarray] = {}
         self.draw = np.random.default_rng(0)
 
@@ -92,9 +98,9 @@ class KerasNASNet:
         first = self.reduction(stem, None, f // 4, "stem_1")
         second = self.reduction(first, stem, f // 2, "stem_2")
         x, p = self.normal(second, first, f, "0"), second
-        x, p = self.reduction(x, p, 2 * f, "reduce_1"), x
+        x, p = self.reduction(x, p, 2 * f, "reduce_1"), p if self.skips else x
         x, p = self.normal(x, p, 2 * f, "2"), x
-        x, p = self.reduction(x, p, 4 * f, "reduce_2"), x
+        x, p = self.reduction(x, p, 4 * f, "reduce_2"), p if self.skips else x
         x = self.normal(x, p, 4 * f, "3")
         kernel = self.variable("predictions/kernel", (x.shape[1], classes))
         return F.relu(x).mean((2, 3)) @ kernel + self.variable("predictions/bias", (classes,))
@@ -122,11 +128,13 @@ def mean(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("root", "scope"), [("", ""), ("model_weights/", "reduction_A_block/block_1/")])
 @pytest.mark.parametrize("side", [64, 75])
-def test_a_keras_file_gives_keras_logits(tmp_path: Path, side: int, root: str, scope: str) -> None:
+@pytest.mark.parametrize("kind", [MOBILE, LARGE], ids=["mobile", "large"])
+def test_a_keras_file_gives_keras_logits(tmp_path: Path, kind: NASNetConfig, side: int, root: str, scope: str) -> None:
     torch.manual_seed(0)
-    theirs, images = KerasNASNet(), torch.randn(2, 3, side, side)
+    theirs, images = KerasNASNet(kind.skip_reduction_input), torch.randn(2, 3, side, side)
     expected = theirs(images)
-    ours = NASNet(replace(SMALL, padding="keras")).eval()
+    small = replace(SMALL, padding="keras", skip_reduction_input=kind.skip_reduction_input)
+    ours = NASNet(small).eval()
     ours.load_state_dict(fit_weights(ours, read_weights(theirs.save(tmp_path / "nasnet.h5", root, scope))))
     with torch.no_grad():
         assert expected.std() > 0.1
