@@ -13,7 +13,17 @@ from asr_server.alphabet import Alphabet
 from asr_server.beam_search import BeamSearch, DecodingOptions, HotWords
 from asr_server.language_model import LanguageModel
 from tests import toy_arpa
-from tests.test_beam_search import EXACT, LETTERS, Search, decode, enumerate_paths, kind, matrix, sentence_score
+from tests.test_beam_search import (
+    EXACT,
+    LETTERS,
+    Search,
+    decode,
+    enumerate_paths,
+    kind,
+    matrix,
+    rewards,
+    sentence_score,
+)
 
 __all__ = ["kind"]  # a fixture
 PHRASES = st.text("ab ", min_size=1, max_size=6).map(lambda text: " ".join(text.split())).filter(bool)
@@ -65,7 +75,7 @@ def test_texts_are_worth_their_boosts(kind: Search, seed: int, with_model: bool,
         lm_score = sentence_score(model, hypothesis.text) if model else 0.0
         if model:
             lm_score -= EXACT.unknown_word_offset * hypothesis.text.split().count("ba")
-        score = truth[hypothesis.text][0] + EXACT.alpha * lm_score + EXACT.beta * len(hypothesis.words) + boost
+        score = truth[hypothesis.text][0] + EXACT.alpha * lm_score + rewards(hypothesis.text) + boost
         assert hypothesis.score == pytest.approx(score, abs=1e-6)
     assert [hypothesis.score for hypothesis in found] == sorted((h.score for h in found), reverse=True)
 

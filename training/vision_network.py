@@ -43,7 +43,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--resize", choices=RESIZE_MODES, help="squeeze, or cut (default: the backbone's)")
     network.add_argument("--stem-stride", type=int, choices=(1, 2), help="NASNet: 2 quarters the work (default: 1)")
     network.add_argument("--drop-path-keep", type=float, help="NASNet: 1 for no dropped paths (default: the paper's)")
-    network.add_argument("--native", action="store_true", help="NASNet: train with the native CPU kernel (needs g++)")
+    network.add_argument("--native", action="store_true", help="NASNet: train with the native CPU kernels (needs g++)")
 
 
 def read_source(args: argparse.Namespace) -> Initial | None:

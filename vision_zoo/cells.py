@@ -6,7 +6,9 @@ Dimension letters: B batch, C channels, H height, W width; `filters` is the widt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -178,16 +180,27 @@ class Cell(nn.Module):
         self.out_channels = sum(widths[state] for state in genotype.output)
 
     def forward(self, current: Tensor, previous: Tensor | None) -> Tensor:
-        states = [self.squeeze(current)]
-        states.append(current if self.adjust is None or previous is None else self.adjust(previous))
+        read = [state for block in self.genotype.blocks for state in block.inputs] + list(self.genotype.output)
+        states: list[Iterator[Tensor]] = []  # of each state what its readers take, one after the other
+
+        def add(state: Tensor) -> None:
+            states.append(self.share(state, read.count(len(states))))
+
+        add(self.squeeze(current))
+        add(current if self.adjust is None or previous is None else self.adjust(previous))
         for index, block in enumerate(self.genotype.blocks):
-            left = self._operate(2 * index, states[block.inputs[0]])
-            right = self._operate(2 * index + 1, states[block.inputs[1]])
-            states.append(left + right if block.combination == "add" else torch.cat([left, right], dim=1))
+            left = self._operate(2 * index, next(states[block.inputs[0]]))
+            right = self._operate(2 * index + 1, next(states[block.inputs[1]]))
+            add(left + right if block.combination == "add" else torch.cat([left, right], dim=1))
         outputs = [
-            self.project[str(s)](states[s]) if str(s) in self.project else states[s] for s in self.genotype.output
+            self.project[str(s)](next(states[s])) if str(s) in self.project else next(states[s])
+            for s in self.genotype.output
         ]
         return torch.cat(outputs, dim=1)
+
+    def share(self, state: Tensor, readers: int) -> Iterator[Tensor]:
+        """`state` once for each of its readers; vision_zoo.native has a way of its own."""
+        return repeat(state, readers)
 
     def _operate(self, index: int, x: Tensor) -> Tensor:
         operation = self.operations[index]

@@ -1,6 +1,7 @@
-// What a NASNet's training spends its time in on a CPU, beside the products: depthwise convolutions with the ReLU before
-// them, average pools, and batch norms; forward and backward. The general kernels are slow at depthwise gradients and
-// pass over memory often; here a vector of channels of one image at a time stays in the cache.
+// What a NASNet's training spends its time in on a CPU: separable units (ReLU, depthwise convolution where there is
+// one, pointwise convolution, batch norm), average pools, factorised reductions; forward and backward. The general
+// kernels are slow at depthwise gradients and pass over memory often. Here a vector of channels of one image at a time
+// stays in the first-level cache. The products are torch's.
 //
 // Layout: channels last, so x is (N, H, W, C) and y (N, H', W', C); float or bfloat16 (`half`), C % 8 == 0. Weights,
 // statistics, sums and what registers hold are float.
@@ -9,57 +10,18 @@
 // Threads are torch's own (at::parallel_for), so that its setting of their number holds here too.
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 
-#include <cassert>
-#include <cmath>
-#include <mutex>
+#include <type_traits>
+#include <vector>
 
-#include "window.hpp"
+#include "channels.hpp"
+#include "images.hpp"
 
 namespace {
-
-// body(T*) with the type that the tensors have.
-template <typename Body>
-void with_type(int64_t half, Body body) {
-  if (half)
-    body(static_cast<bfloat16*>(nullptr));
-  else
-    body(static_cast<float*>(nullptr));
-}
-
-template <int K, typename Body>
-void with_stride(int64_t stride, Body body) {
-  if (stride == 1)
-    body(std::integral_constant<int, K>(), std::integral_constant<int, 1>());
-  else
-    body(std::integral_constant<int, K>(), std::integral_constant<int, 2>());
-}
-
-template <typename Body>
-void with_window(const Shape& s, Body body) {
-  assert(s.stride == 1 || s.stride == 2);
-  switch (s.kernel) {
-    case 3: with_stride<3>(s.stride, body); break;
-    case 5: with_stride<5>(s.stride, body); break;
-    case 7: with_stride<7>(s.stride, body); break;
-    default: assert(false && "the caller checks for 3, 5 and 7");
-  }
-}
-
-struct Rectified {
-  template <typename V>
-  V operator()(V v, int64_t, int64_t) const {
-    const V zero = {};
-    return v > zero ? v : zero;
-  }
-};
-
-struct Unchanged {
-  template <typename V>
-  V operator()(V v, int64_t, int64_t) const {
-    return v;
-  }
-};
 
 // 1 / number of pixels that the window at each output position finds inside the image; (H', W').
 std::vector<float> shares(const Shape& s) {
@@ -74,151 +36,112 @@ std::vector<float> shares(const Shape& s) {
   return result;
 }
 
-// Taps of the channels from c on: (C, K, K) -> (K, K, N); of 1 without weights.
-template <int N>
-std::vector<float> taps_of(const float* weight, int64_t c, int64_t area) {
-  std::vector<float> taps(area * N, 1.f);
-  if (weight)
-    for (int64_t k = 0; k < area; k++)
-      for (int n = 0; n < N; n++) taps[k * N + n] = weight[(c + n) * area + k];
-  return taps;
-}
-
-// One output pixel = finish(sum over the window of change(x) * weight, h, w).
-template <typename T, typename Change, typename Finish>
-void windows_forward(const T* x, const float* weight, T* y, int64_t images, const Shape& s, Change change,
-                     Finish finish) {
-  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    for_vectors(s.channels, [&](auto lanes, int64_t c) {
-      constexpr int N = decltype(lanes)::value;
-      Block padded(s.padded_height(), s.padded_width(), N);
-      const std::vector<float> taps = taps_of<N>(weight, c, s.kernel * s.kernel);
-      for (int64_t n = begin; n < end; n++) {
-        fill<N>(padded, x + n * s.size() + c, s.height, s.width, s.channels, s.top, s.left, change);
-        T* to = y + n * s.out_size() + c;
-        with_window(s, [&](auto k, auto stride) {
-          constexpr int K = decltype(k)::value, STRIDE = decltype(stride)::value;
-          sum_windows<N, K, K, STRIDE>(padded.at(0, 0), padded.row(), taps.data(), s.out_height, s.out_width,
-                                       [&](int64_t h, int64_t w, Floats<N> sum) {
-                                         store<N>(to + (h * s.out_width + w) * s.channels, finish(sum, h, w));
-                                       });
-        });
-      }
+template <typename T>
+void rectify(const T* x, T* y, int64_t count) {
+  at::parallel_for(0, count / NARROWEST, 1 << 12, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * NARROWEST;
+    for_vectors((end - begin) * NARROWEST, [&](auto lanes, int64_t i) {
+      store<lanes>(y + first + i, Rectified()(load<lanes>(x + first + i), 0, 0));
     });
   });
 }
 
-// Sums of a and of a * b over each channel's rows, in double; a, b (P, C). first, second (C).
+// grad = grad where y > 0, else 0.
 template <typename T>
-void channel_sums(const T* a, const T* b, int64_t rows, int64_t channels, double* first, double* second) {
-  std::fill_n(first, channels, 0.);
-  std::fill_n(second, channels, 0.);
-  std::mutex adding;
-  at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
-    std::vector<double> sums(2 * channels, 0.);
-    for (int64_t r = begin; r < end; r += 64) {  // short float sums, over rows that stay in the cache
-      const int64_t last = std::min(end, r + 64);
-      for_vectors(channels, [&](auto lanes, int64_t c) {
-        constexpr int N = decltype(lanes)::value;
-        Floats<N> total[2] = {}, products[2] = {};  // two of each hide the latency of the addition
-        auto add = [&](int64_t q, int which) {
-          const Floats<N> value = load<N>(a + q * channels + c);
-          total[which] += value;
-          products[which] += value * load<N>(b + q * channels + c);
-        };
-        int64_t q = r;
-        for (; q + 2 <= last; q += 2) {
-          add(q, 0);
-          add(q + 1, 1);
-        }
-        if (q < last) add(q, 0);
-        total[0] += total[1];
-        products[0] += products[1];
-        for (int n = 0; n < N; n++) {
-          sums[c + n] += total[0][n];
-          sums[channels + c + n] += products[0][n];
-        }
-      });
-    }
-    const std::lock_guard<std::mutex> lock(adding);
-    for (int64_t c = 0; c < channels; c++) {
-      first[c] += sums[c];
-      second[c] += sums[channels + c];
-    }
+void rectify_gradient(const T* y, T* grad, int64_t count) {
+  at::parallel_for(0, count / NARROWEST, 1 << 12, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * NARROWEST;
+    for_vectors((end - begin) * NARROWEST, [&](auto lanes, int64_t i) {
+      const Floats<lanes> zero = {}, value = load<lanes>(grad + first + i);
+      store<lanes>(grad + first + i, load<lanes>(y + first + i) > zero ? value : zero);
+    });
   });
 }
 
-// out = a * alpha + b * beta + gamma per channel; a, b, out (P, C); b only where beta is not null.
+// A matrix in the caller's memory.
 template <typename T>
-void channel_affine(const T* a, const T* b, const float* alpha, const float* beta, const float* gamma, T* out,
-                    int64_t rows, int64_t channels) {
-  at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r += 64)
-      for_vectors(channels, [&](auto lanes, int64_t c) {
-        constexpr int N = decltype(lanes)::value;
-        const Floats<N> factor = load<N>(alpha + c), constant = load<N>(gamma + c);
-        const Floats<N> other = beta ? load<N>(beta + c) : Floats<N>{};
-        for (int64_t q = r; q < std::min(end, r + 64); q++) {
-          Floats<N> value = load<N>(a + q * channels + c) * factor + constant;
-          if (beta) value += load<N>(b + q * channels + c) * other;
-          store<N>(out + q * channels + c, value);
-        }
-      });
-  });
+at::Tensor matrix(const T* data, int64_t rows, int64_t columns) {
+  constexpr auto type = std::is_same_v<T, float> ? at::kFloat : at::kBFloat16;
+  return at::from_blob(const_cast<T*>(data), {rows, columns}, at::TensorOptions().dtype(type));
 }
 
 }  // namespace
 
 extern "C" {
 
-// y = depthwise convolution of relu(x) with weight (C, K, K).
-void depthwise_forward(const void* x, const float* weight, void* y, int64_t half, int64_t images, int64_t height,
-                       int64_t width, int64_t channels, int64_t kernel, int64_t stride) {
-  with_type(half, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    windows_forward(static_cast<const T*>(x), weight, static_cast<T*>(y), images,
-                    Shape(height, width, channels, kernel, stride), Rectified(), Unchanged());
+// x (N, H, W, C) -> y (N, H', W', F), and for the backward pass u, what the pointwise convolution reads, and z, what it
+// gives. depthwise (C, K, K), null for a unit without; pointwise (F, C), as x is. The others are of Norm.
+void unit_forward(const void* x, const float* depthwise, const void* pointwise, const float* gamma, const float* beta,
+                  void* u, void* z, void* y, float* mean, float* inverse, float* running_mean, float* running_variance,
+                  double momentum, double eps, int64_t half, int64_t images, int64_t height, int64_t width,
+                  int64_t channels, int64_t filters, int64_t kernel, int64_t stride) {
+  const Shape s(height, width, channels, kernel, stride);
+  const int64_t rows = images * s.out_height * s.out_width;
+  with_type(half, [&]<typename T>(T*) {
+    const at::Tensor weight = matrix(static_cast<const T*>(pointwise), filters, channels);
+    std::vector<double> sums(filters), squares(filters);
+    const T *from = static_cast<const T*>(x), *given = static_cast<const T*>(z);
+    if (depthwise)
+      windows_forward(from, pack_taps(depthwise, channels, kernel * kernel), static_cast<T*>(u), images, s, Rectified(),
+                      Unchanged());
+    else
+      rectify(from, static_cast<T*>(u), images * s.size());
+    at::Tensor product = matrix(given, rows, filters);
+    at::mm_out(product, matrix(static_cast<const T*>(u), rows, channels), weight.t());
+    add_channel_sums(given, filters, given, rows, filters, sums.data(), squares.data());
+    const Norm norm{gamma, beta, mean, inverse, running_mean, running_variance, momentum, eps};
+    normalise(given, sums, squares, norm, static_cast<T*>(y), rows, filters);
   });
 }
 
-// grad_x through the ReLU; grad_weight (C, K, K).
-void depthwise_backward(const void* grad, const void* x, const float* weight, void* grad_x, float* grad_weight,
-                        int64_t half, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t kernel,
-                        int64_t stride) {
+// The gradient of y, its pixels `pitch` apart, -> those of x, depthwise (C, K, K), pointwise (F, C), gamma and beta.
+void unit_backward(const void* grad, const void* x, const void* u, const void* z, const float* depthwise,
+                   const void* pointwise, const float* gamma, const float* mean, const float* inverse, void* grad_x,
+                   float* grad_depthwise, float* grad_pointwise, float* grad_gamma, float* grad_beta, int64_t half,
+                   int64_t pitch, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t filters,
+                   int64_t kernel, int64_t stride) {
   const Shape s(height, width, channels, kernel, stride);
-  const int64_t area = kernel * kernel;
-  std::fill_n(grad_weight, channels * area, 0.f);
-  std::mutex adding;
-  auto run = [&](auto* type, int64_t begin, int64_t end) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_vectors(channels, [&](auto lanes, int64_t c) {
-      constexpr int N = decltype(lanes)::value;
-      Block padded(s.padded_height(), s.padded_width(), N), spread(s.spread_height(), s.spread_width(), N);
-      const std::vector<float> taps = taps_of<N>(weight, c, area);
-      std::vector<float> flipped(taps.size()), gradient(taps.size(), 0.f);
-      with_window(s, [&](auto k, auto step) {
-        constexpr int K = decltype(k)::value, STRIDE = decltype(step)::value;
-        flip<N, K, STRIDE>(taps.data(), flipped.data());
-        for (int64_t n = begin; n < end; n++) {
-          const T* image = static_cast<const T*>(x) + n * s.size() + c;
-          T* to = static_cast<T*>(grad_x) + n * s.size() + c;
-          fill<N>(padded, image, height, width, channels, s.top, s.left, Rectified());
-          fill<N>(spread, static_cast<const T*>(grad) + n * s.out_size() + c, s.out_height, s.out_width, channels,
-                  s.border(), s.border(), Unchanged());
-          add_tap_gradients<N, K, STRIDE>(padded, spread, gradient.data(), s);
-          sum_back<N, K, STRIDE>(spread, flipped.data(), s, [&](int64_t h, int64_t w, Floats<N> sum) {
-            const Floats<N> zero = {}, value = load<N>(padded.at(s.top + h, s.left + w));
-            store<N>(to + (h * width + w) * channels, value > zero ? sum : zero);
-          });
-        }
-      });
-      const std::lock_guard<std::mutex> lock(adding);
-      for (int64_t a = 0; a < area; a++)
-        for (int n = 0; n < N; n++) grad_weight[(c + n) * area + a] += gradient[a * N + n];
-    });
-  };
-  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    with_type(half, [&](auto* type) { run(type, begin, end); });
+  const int64_t rows = images * s.out_height * s.out_width;
+  with_type(half, [&]<typename T>(T*) {
+    const T *given = static_cast<const T*>(grad), *from = static_cast<const T*>(z);
+    const at::Tensor inputs = matrix(static_cast<const T*>(u), rows, channels);
+    const at::Tensor grad_z = at::empty({rows, filters}, inputs.options());
+    const NormGradient norm(given, pitch, from, gamma, mean, inverse, grad_gamma, grad_beta, rows, filters);
+    norm.apply(given, pitch, from, static_cast<T*>(grad_z.data_ptr()), rows);
+    matrix(grad_pointwise, filters, channels).copy_(at::mm(grad_z.t(), inputs));
+    at::Tensor grad_u = depthwise ? at::empty_like(inputs) : matrix(static_cast<T*>(grad_x), rows, channels);
+    at::mm_out(grad_u, grad_z, matrix(static_cast<const T*>(pointwise), filters, channels));
+    if (depthwise) {
+      DepthwiseGradient gradient(depthwise, s);
+      gradient.add(static_cast<const T*>(grad_u.data_ptr()), static_cast<const T*>(x), static_cast<T*>(grad_x), images);
+      gradient.finish(grad_depthwise);
+    } else {
+      rectify_gradient(static_cast<const T*>(u), static_cast<T*>(grad_x), images * s.size());
+    }
+  });
+}
+
+// Batch norm of z (P, C) -> y; the others are of Norm.
+void norm_forward(const void* z, const float* gamma, const float* beta, void* y, float* mean, float* inverse,
+                  float* running_mean, float* running_variance, double momentum, double eps, int64_t half, int64_t rows,
+                  int64_t channels) {
+  const Norm norm{gamma, beta, mean, inverse, running_mean, running_variance, momentum, eps};
+  with_type(half, [&]<typename T>(T*) {
+    const T* from = static_cast<const T*>(z);
+    std::vector<double> sums(channels), squares(channels);
+    add_channel_sums(from, channels, from, rows, channels, sums.data(), squares.data());
+    normalise(from, sums, squares, norm, static_cast<T*>(y), rows, channels);
+  });
+}
+
+// The rows of grad are `pitch` apart.
+void norm_backward(const void* grad, const void* z, const float* gamma, const float* mean, const float* inverse,
+                   void* grad_z, float* grad_gamma, float* grad_beta, int64_t half, int64_t pitch, int64_t rows,
+                   int64_t channels) {
+  with_type(half, [&]<typename T>(T*) {
+    const T *from = static_cast<const T*>(grad), *input = static_cast<const T*>(z);
+    const NormGradient norm(from, pitch, input, gamma, mean, inverse, grad_gamma, grad_beta, rows, channels);
+    norm.apply(from, pitch, input, static_cast<T*>(grad_z), rows);
   });
 }
 
@@ -226,84 +149,88 @@ void depthwise_backward(const void* grad, const void* x, const float* weight, vo
 void average_forward(const void* x, void* y, int64_t half, int64_t images, int64_t height, int64_t width,
                      int64_t channels, int64_t kernel, int64_t stride) {
   const Shape s(height, width, channels, kernel, stride);
-  const std::vector<float> share = shares(s);
-  with_type(half, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    windows_forward(static_cast<const T*>(x), nullptr, static_cast<T*>(y), images, s, Unchanged(),
+  const std::vector<float> share = shares(s), ones(channels * kernel * kernel, 1.f);
+  with_type(half, [&]<typename T>(T*) {
+    windows_forward(static_cast<const T*>(x), ones, static_cast<T*>(y), images, s, Unchanged(),
                     [&](auto sum, int64_t h, int64_t w) { return sum * share[h * s.out_width + w]; });
   });
 }
 
-void average_backward(const void* grad, void* grad_x, int64_t half, int64_t images, int64_t height, int64_t width,
-                      int64_t channels, int64_t kernel, int64_t stride) {
+// The pixels of grad are `pitch` apart.
+void average_backward(const void* grad, void* grad_x, int64_t half, int64_t pitch, int64_t images, int64_t height,
+                      int64_t width, int64_t channels, int64_t kernel, int64_t stride) {
   const Shape s(height, width, channels, kernel, stride);
-  const std::vector<float> share = shares(s);
-  auto run = [&](auto* type, int64_t begin, int64_t end) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    for_vectors(channels, [&](auto lanes, int64_t c) {
-      constexpr int N = decltype(lanes)::value;
-      Block spread(s.spread_height(), s.spread_width(), N);
-      const std::vector<float> taps = taps_of<N>(nullptr, c, kernel * kernel);  // of 1: no need to flip them
-      for (int64_t n = begin; n < end; n++) {
-        T* to = static_cast<T*>(grad_x) + n * s.size() + c;
-        fill<N>(spread, static_cast<const T*>(grad) + n * s.out_size() + c, s.out_height, s.out_width, channels,
-                s.border(), s.border(),
-                [&](auto v, int64_t h, int64_t w) { return v * share[h * s.out_width + w]; });
-        with_window(s, [&](auto k, auto step) {
-          constexpr int K = decltype(k)::value, STRIDE = decltype(step)::value;
-          sum_back<N, K, STRIDE>(spread, taps.data(), s, [&](int64_t h, int64_t w, Floats<N> sum) {
-            store<N>(to + (h * width + w) * channels, sum);
-          });
-        });
-      }
+  const std::vector<float> share = shares(s), ones(WIDEST * kernel * kernel, 1.f);
+  with_type(half, [&]<typename T>(T*) {
+    for_images<Backward>(images, s, [&](int64_t n, auto lanes, int64_t c, auto& scratch) {
+      constexpr int N = lanes;
+      fill<N>(scratch.spread, static_cast<const T*>(grad) + n * s.out_height * s.out_width * pitch + c, s.out_height,
+              s.out_width, pitch, s.border(), s.border(),
+              [&](Floats<N> v, int64_t h, int64_t w) { return v * share[h * s.out_width + w]; });
+      with_window(s, [&](auto k, auto step) { sum_back<N, k, step>(scratch.spread, ones.data(), s, scratch.sums); });
+      drain<N>(scratch.sums, static_cast<T*>(grad_x) + n * s.size() + c, height, width, channels, Unchanged());
     });
-  };
-  at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    with_type(half, [&](auto* type) { run(type, begin, end); });
   });
 }
 
-// y = (z - mean) * inverse * gamma + beta per channel, inverse = 1 / sqrt(variance + eps); z, y (P, C). The running
-// statistics move towards the batch's by `momentum`.
-void norm_forward(const void* z, const float* gamma, const float* beta, void* y, float* mean, float* inverse,
-                  float* running_mean, float* running_variance, double momentum, double eps, int64_t half, int64_t rows,
-                  int64_t channels) {
-  std::vector<double> sums(channels), squares(channels);
-  std::vector<float> scale(channels), shift(channels);
-  with_type(half, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const T* from = static_cast<const T*>(z);
-    channel_sums(from, from, rows, channels, sums.data(), squares.data());
-    for (int64_t c = 0; c < channels; c++) {
-      const double average = sums[c] / rows, variance = std::max(squares[c] / rows - average * average, 0.);
-      mean[c] = average;
-      inverse[c] = 1 / std::sqrt(variance + eps);
-      scale[c] = gamma[c] * inverse[c];
-      shift[c] = beta[c] - mean[c] * scale[c];
-      running_mean[c] += momentum * (average - running_mean[c]);
-      running_variance[c] += momentum * (variance * rows / (rows - 1) - running_variance[c]);
-    }
-    channel_affine<T>(from, nullptr, scale.data(), nullptr, shift.data(), static_cast<T*>(y), rows, channels);
+// out (P, C) = the sum of `count` tensors (P, C), the rows of each so many elements apart as `pitches` says.
+void sum_tensors(const void* const* tensors, const int64_t* pitches, int64_t count, void* out, int64_t half,
+                 int64_t rows, int64_t channels) {
+  with_type(half, [&]<typename T>(T*) {
+    at::parallel_for(0, rows, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++)
+        for_vectors(channels, [&](auto lanes, int64_t c) {
+          constexpr int N = lanes;
+          Floats<N> sum = {};
+          for (int64_t t = 0; t < count; t++) sum += load<N>(static_cast<const T*>(tensors[t]) + r * pitches[t] + c);
+          store<N>(static_cast<T*>(out) + r * channels + c, sum);
+        });
+    });
   });
 }
 
-// dz = gamma * inverse * (g - mean(g) - z_hat mean(g z_hat)), written as one affine map of g and z; all (P, C).
-void norm_backward(const void* grad, const void* z, const float* gamma, const float* mean, const float* inverse,
-                   void* grad_z, float* grad_gamma, float* grad_beta, int64_t half, int64_t rows, int64_t channels) {
-  std::vector<double> sums(channels), products(channels);
-  std::vector<float> scale(channels), slope(channels), shift(channels);
-  with_type(half, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const T *from = static_cast<const T*>(grad), *input = static_cast<const T*>(z);
-    channel_sums(from, input, rows, channels, sums.data(), products.data());
-    for (int64_t c = 0; c < channels; c++) {
-      grad_beta[c] = sums[c];
-      grad_gamma[c] = (products[c] - mean[c] * sums[c]) * inverse[c];
-      scale[c] = gamma[c] * inverse[c];
-      slope[c] = -scale[c] * inverse[c] * grad_gamma[c] / rows;
-      shift[c] = -scale[c] * grad_beta[c] / rows - slope[c] * mean[c];
-    }
-    channel_affine(from, input, scale.data(), slope.data(), shift.data(), static_cast<T*>(grad_z), rows, channels);
+// even, odd (N, ceil(H/2), ceil(W/2), C): relu of every second pixel of x, from the first on and from the one right of
+// and below it; zeros beyond the edge.
+void halve_forward(const void* x, void* even, void* odd, int64_t half, int64_t images, int64_t height, int64_t width,
+                   int64_t channels) {
+  const int64_t rows = (height + 1) / 2, columns = (width + 1) / 2;
+  with_type(half, [&]<typename T>(T*) {
+    at::parallel_for(0, images * rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++)
+        for (int64_t w = 0; w < columns; w++) {
+          const int64_t h = r % rows, to = (r * columns + w) * channels;
+          const T* from = static_cast<const T*>(x) + ((r / rows * height + 2 * h) * width + 2 * w) * channels;
+          const bool inside = 2 * h + 1 < height && 2 * w + 1 < width;
+          for_vectors(channels, [&](auto lanes, int64_t c) {
+            const T* shifted = from + (width + 1) * channels + c;
+            store<lanes>(static_cast<T*>(even) + to + c, Rectified()(load<lanes>(from + c), 0, 0));
+            store<lanes>(static_cast<T*>(odd) + to + c,
+                         inside ? Rectified()(load<lanes>(shifted), 0, 0) : Floats<lanes>{});
+          });
+        }
+    });
+  });
+}
+
+// The gradients of even and odd -> that of x, zero where neither took a pixel.
+void halve_backward(const void* grad_even, const void* grad_odd, const void* even, const void* odd, void* grad_x,
+                    int64_t half, int64_t images, int64_t height, int64_t width, int64_t channels) {
+  const int64_t rows = (height + 1) / 2, columns = (width + 1) / 2;
+  with_type(half, [&]<typename T>(T*) {
+    at::parallel_for(0, images * height, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++)
+        for (int64_t w = 0; w < width; w++) {
+          const int64_t h = r % height, from = ((r / height * rows + h / 2) * columns + w / 2) * channels;
+          const bool taken = h % 2 == w % 2;
+          const T* grad = static_cast<const T*>(h % 2 ? grad_odd : grad_even) + from;
+          const T* value = static_cast<const T*>(h % 2 ? odd : even) + from;
+          for_vectors(channels, [&](auto lanes, int64_t c) {
+            Floats<lanes> result = {};
+            if (taken) result = load<lanes>(value + c) > result ? load<lanes>(grad + c) : result;
+            store<lanes>(static_cast<T*>(grad_x) + (r * width + w) * channels + c, result);
+          });
+        }
+    });
   });
 }
 

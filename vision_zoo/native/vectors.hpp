@@ -74,3 +74,12 @@ void for_vectors(int64_t channels, Body body) {
   for (; c + WIDEST <= channels; c += WIDEST) body(std::integral_constant<int, WIDEST>(), c);
   for (; c < channels; c += NARROWEST) body(std::integral_constant<int, NARROWEST>(), c);
 }
+
+// body(a T*), T the type that the tensors have.
+template <typename Body>
+void with_type(int64_t half, Body body) {
+  if (half)
+    body(static_cast<bfloat16*>(nullptr));
+  else
+    body(static_cast<float*>(nullptr));
+}

@@ -66,9 +66,25 @@ void fill(Block& block, const T* image, int64_t height, int64_t width, int64_t c
   }
 }
 
-// ROWS x COLUMNS neighbouring sums over windows of KH x KW taps; they stay in registers. write(row, column, sum).
-template <int N, int KH, int KW, int STRIDE, int ROWS, int COLUMNS, typename Write>
-inline void sum_tile(const float* window, int64_t row, const float* taps, int64_t h, int64_t w, Write& write) {
+// The block's pixels -> an image, through `change(v, h, w)`.
+template <int N, typename T, typename Change>
+void drain(const Block& block, T* image, int64_t height, int64_t width, int64_t channels, Change change) {
+  for (int64_t h = 0; h < height; h++) {
+    const float* from = block.at(h, 0);
+    T* to = image + h * width * channels;
+    for (int64_t w = 0; w < width; w++) store<N>(to + w * channels, change(load<N>(from + w * N), h, w));
+  }
+}
+
+// Where the sums of a phase go: from `start` on, pixels and rows so many floats apart.
+struct Target {
+  float* start;
+  int64_t row, pixel;
+};
+
+// ROWS x COLUMNS neighbouring sums over windows of KH x KW taps; they stay in registers.
+template <int N, int KH, int KW, int STRIDE, int ROWS, int COLUMNS>
+inline void sum_tile(const float* window, int64_t row, const float* taps, float* to, const Target& target) {
   Floats<N> sums[ROWS][COLUMNS] = {};
   for (int i = 0; i < KH; i++)
 #pragma GCC unroll 8
@@ -83,47 +99,45 @@ inline void sum_tile(const float* window, int64_t row, const float* taps, int64_
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-    for (int t = 0; t < COLUMNS; t++) write(h + r, w + t, sums[r][t]);
+    for (int t = 0; t < COLUMNS; t++) store<N>(to + r * target.row + t * target.pixel, sums[r][t]);
 }
 
-// write(h, w, sum over the window at (h, w)) for h < height, w < width. taps (KH, KW, N); window: the first one's.
-template <int N, int KH, int KW, int STRIDE, typename Write>
-void sum_windows(const float* window, int64_t row, const float* taps, int64_t height, int64_t width, Write write) {
-  constexpr int COLUMNS = REGISTERS / 4;  // with as many again in flight, they hide the latency of the multiply-add
+// The sums over the windows at (h, w), h < height, w < width. taps (KH, KW, N); window: the first one's corner.
+template <int N, int KH, int KW, int STRIDE>
+void sum_windows(const float* window, int64_t row, const float* taps, int64_t height, int64_t width, Target target) {
   int64_t w = 0;
-  for (; w + COLUMNS <= width; w += COLUMNS)
-    for (int64_t h = 0; h < height; h++)
-      sum_tile<N, KH, KW, STRIDE, 1, COLUMNS>(window + h * STRIDE * row + w * STRIDE * N, row, taps, h, w, write);
-  for (; w + 4 <= width; w += 4) {
-    int64_t h = 0;
-    for (; h + 2 <= height; h += 2)
-      sum_tile<N, KH, KW, STRIDE, 2, 4>(window + h * STRIDE * row + w * STRIDE * N, row, taps, h, w, write);
-    for (; h < height; h++)
-      sum_tile<N, KH, KW, STRIDE, 1, 4>(window + h * STRIDE * row + w * STRIDE * N, row, taps, h, w, write);
-  }
-  for (; w < width; w++) {
-    int64_t h = 0;
-    for (; h + 4 <= height; h += 4)
-      sum_tile<N, KH, KW, STRIDE, 4, 1>(window + h * STRIDE * row + w * STRIDE * N, row, taps, h, w, write);
-    for (; h < height; h++)
-      sum_tile<N, KH, KW, STRIDE, 1, 1>(window + h * STRIDE * row + w * STRIDE * N, row, taps, h, w, write);
-  }
+  auto strip = [&](auto rows, auto columns) {
+    constexpr int ROWS = decltype(rows)::value, COLUMNS = decltype(columns)::value;
+    for (; w + COLUMNS <= width; w += COLUMNS) {
+      const float* from = window + w * STRIDE * N;
+      float* to = target.start + w * target.pixel;
+      int64_t h = 0;
+      for (; h + ROWS <= height; h += ROWS, from += ROWS * STRIDE * row, to += ROWS * target.row)
+        sum_tile<N, KH, KW, STRIDE, ROWS, COLUMNS>(from, row, taps, to, target);
+      for (; h < height; h++, from += STRIDE * row, to += target.row)
+        sum_tile<N, KH, KW, STRIDE, 1, COLUMNS>(from, row, taps, to, target);
+    }
+  };
+  using One = std::integral_constant<int, 1>;
+  using Four = std::integral_constant<int, 4>;
+  strip(One(), std::integral_constant<int, 8>());  // eight sums in flight hide the latency of the multiply-add
+  strip(std::integral_constant<int, 2>(), Four());
+  strip(Four(), One());
 }
 
 // The gradient of an input pixel is the sum over the taps that reached it. spread: the output's gradient, see Shape;
 // flipped: for each phase of rows and columns its taps in reverse order, one phase after the other.
-template <int N, int K, int STRIDE, typename Write>
-void sum_back(const Block& spread, const float* flipped, const Shape& s, Write write) {
+template <int N, int K, int STRIDE>
+void sum_back(const Block& spread, const float* flipped, const Shape& s, Block& result) {
   auto phase = [&](auto row_phase, auto column_phase) {
     constexpr int P = decltype(row_phase)::value, Q = decltype(column_phase)::value;
     constexpr int KH = (K - P + STRIDE - 1) / STRIDE, KW = (K - Q + STRIDE - 1) / STRIDE;
-    const int64_t first_h = ((P - s.top) % STRIDE + STRIDE) % STRIDE;
-    const int64_t first_w = ((Q - s.left) % STRIDE + STRIDE) % STRIDE;
-    if (first_h < s.height && first_w < s.width)
-      sum_windows<N, KH, KW, 1>(
-          spread.at((first_h + s.top) / STRIDE - (KH - 1) + s.border(), (first_w + s.left) / STRIDE - (KW - 1) + s.border()),
-          spread.row(), flipped, (s.height - first_h + STRIDE - 1) / STRIDE, (s.width - first_w + STRIDE - 1) / STRIDE,
-          [&](int64_t h, int64_t w, Floats<N> sum) { write(first_h + h * STRIDE, first_w + w * STRIDE, sum); });
+    const int64_t h = ((P - s.top) % STRIDE + STRIDE) % STRIDE, w = ((Q - s.left) % STRIDE + STRIDE) % STRIDE;
+    const int64_t row = (h + s.top) / STRIDE - (KH - 1) + s.border();
+    const int64_t column = (w + s.left) / STRIDE - (KW - 1) + s.border();
+    const Target target{result.at(h, w), STRIDE * result.row(), STRIDE * N};
+    sum_windows<N, KH, KW, 1>(spread.at(row, column), spread.row(), flipped, (s.height - h + STRIDE - 1) / STRIDE,
+                              (s.width - w + STRIDE - 1) / STRIDE, target);
     flipped += KH * KW * N;
   };
   using Zero = std::integral_constant<int, 0>;
