@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from vision_zoo.cells import FactorisedReduction
 from vision_zoo.nasnet import NASNet, NASNetConfig
-from vision_zoo.native import accelerate
+from vision_zoo.native import accelerate, library
 from vision_zoo.operations import CellOptions, SameConv2d, SamePool2d, Unit
 
 OPTIONS = CellOptions(batch_norm_eps=1e-5, batch_norm_momentum=0.1)
@@ -155,3 +155,9 @@ def test_the_loss_falls(precision: str) -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_subnormal_numbers_stay_what_they_are() -> None:
+    """Code linked by -ffast-math would round them to zero, in everything that runs in the process."""
+    library.load()
+    assert float(torch.tensor(1e-310, dtype=torch.float64)) / 2 > 0 and 5e-324 > 0
