@@ -7,8 +7,7 @@ python -m training.language_model_sizes lm/*.binary --manifest dev.jsonl --bundl
 Perplexity is that of the known words and the ends of sentences in the manifest's texts; unknown words are counted
 apart, so models with different vocabularies are compared by both columns. With --bundle every model is tried in the
 beam search, with its own best alpha, beta and gamma of --trials (training.tune_decoder), or with the given ones. The
-network runs once for each bundle: its outputs are kept. Words come from the list
-beside a model where there is one.
+network runs once for each bundle: its outputs are kept. Words come from the list beside a model where there is one.
 
 Use held-out recordings that are not the test: a size chosen on the test set makes its result worthless.
 """
@@ -118,7 +117,7 @@ def ngrams_of(path: Path, order: int) -> tuple[int, ...]:
 
 
 def recognise(path: Path, bundle: str, args: argparse.Namespace) -> Trial:
-    """The best trial with this model: of the tuner, or with the alpha and beta that were given."""
+    """The best trial with this model: of the tuner, or with the given alpha, beta and gamma."""
     if args.alpha is None:
         return tune_decoder.tune(_tuning(path, bundle, args)).best
     fixed = {name: getattr(args, name) for name in (*tune_decoder.REWARDS, "beam_width")}
