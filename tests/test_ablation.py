@@ -16,7 +16,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         if module == "training.export":
             Path(arguments[arguments.index("--out") + 1]).mkdir(parents=True)
         without_noise = "no-noise" in " ".join(arguments)
-        return "a table\n" + json.dumps({"wer": 42.5 if without_noise else 40.0})
+        return "a table\n" + json.dumps({"wer": 42.5 if without_noise else 40.0, "cer": 20.0})
 
     monkeypatch.setattr(ablation, "_python", python)
     return called
@@ -38,11 +38,21 @@ def test_a_row_is_the_same_training_without_its_subject(
     ]
     shown = capsys.readouterr().out.splitlines()
     assert shown[-4:] == [
-        "| | clean, WER % | noisy, WER % |",
-        "|---|---|---|",
-        "| full recipe | 40.00 (+0.00) | 40.00 (+0.00) |",
-        "| no noise | 42.50 (+2.50) | 42.50 (+2.50) |",
+        "| | clean, WER % | clean, CER % | noisy, WER % | noisy, CER % |",
+        "|---|---|---|---|---|",
+        "| full recipe | 40.00 (+0.00) | 20.00 (+0.00) | 40.00 (+0.00) | 20.00 (+0.00) |",
+        "| no noise | 42.50 (+2.50) | 20.00 (+0.00) | 42.50 (+2.50) | 20.00 (+0.00) |",
     ]
+
+
+def test_rows_of_ones_own_follow_the_others(
+    tmp_path: Path, programs: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, "full recipe", "--row", "more data", "--train a.jsonl 'b c.jsonl'") == 0
+    trainings = [call for call in programs if call[0] == "training.fit"]
+    assert trainings[1][4:] == ("--epochs", "2", "--train", "a.jsonl", "b c.jsonl", "--quiet", "--resume")
+    assert trainings[1][3] == str(tmp_path / "more-data")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| more data | 40.00 (+0.00)")
 
 
 def test_what_is_finished_is_not_done_again(tmp_path: Path, programs: list[tuple[str, ...]]) -> None:
@@ -60,7 +70,6 @@ def test_unknown_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_every_row_is_accepted_by_the_recipe(tmp_path: Path) -> None:
-
     files = ["--train", "t", "--validation", "v", "--out", str(tmp_path)]
     for options in ablation.ROWS.values():
         fit.build_parser().parse_args(["speech", *files, *options])

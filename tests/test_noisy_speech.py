@@ -137,10 +137,17 @@ def test_speakers_who_say_too_little_are_passed_over() -> None:
     assert {each.speaker for each in found} == set("abc") and len({each.audio for each in found}) == 6
 
 
+def test_few_speakers_are_said_to_be_few(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert noisy_speech.main([*arguments, "--speakers", "5", "--out", str(tmp_path / "out")]) == 0
+    assert "5 speakers: good for decisions, too few for a test, which has 10 or more" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (["--speakers", "9"], "--speakers is 9 and --utterances 20: at least 10 speakers"),
+        (["--speakers", "0"], "--speakers is 0 and --utterances 20: at least one speaker"),
         (["--utterances", "9"], "at least one utterance each"),
         (["--utterances", "40"], "0 of 12 speakers have 4 utterances or more: 10 are needed"),
         (["--speech", "gone.jsonl"], "gone.jsonl: cannot be read"),

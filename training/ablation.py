@@ -5,12 +5,19 @@
 
 What stands after `--` are options of `training.fit speech`, the same for every row but for the one that a row switches
 off. A row begins with the same weights, sees the same utterances in the same order, and every other change draws the
-same random numbers. Each ends in a bundle, whose greedy word error rate on each manifest is in the table, and what it
-loses against the first row. Rows that are finished are kept: a run that was cut goes on where it stopped.
+same random numbers. Each ends in a bundle, whose greedy word and character error rates on each manifest are in the
+table, and what they are more than the first row's. `--row` makes rows of your own, here another seed, which shows how
+much chance there is in the differences, and more data:
+
+    ... --row "another seed" "--seed 2" --row "synthetic speech" "--train train.jsonl synthetic.jsonl" -- ...
+
+Rows that are finished are kept: a run that was cut goes on where it stopped, and two runs with the same --out can make
+different rows at the same time.
 """
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -35,36 +42,38 @@ ROWS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """Greedy word error rates in percent, by manifest."""
+    """Greedy error rates in percent, of words and characters, by manifest."""
 
     name: str
-    rates: dict[str, float]
+    rates: dict[str, tuple[float, float]]
 
 
 def run(args: argparse.Namespace) -> list[Row]:
     """Train and measure every row; a program that fails ends this one."""
     rows = []
-    for name in args.rows:
+    switches = {name: ROWS[name] for name in args.rows} | {name: shlex.split(options) for name, options in args.row}
+    for name, options in switches.items():
         folder = args.out / name.replace(" ", "-")
-        rows.append(Row(name, {str(manifest): _measured(folder, name, manifest, args) for manifest in args.manifest}))
+        fit = [*args.fit, *options]
+        rows.append(Row(name, {str(each): _measured(folder, each, fit, args.jobs) for each in args.manifest}))
         print(table(rows), flush=True)
     return rows
 
 
-def _measured(folder: Path, name: str, manifest: Path, args: argparse.Namespace) -> float:
+def _measured(folder: Path, manifest: Path, fit: Sequence[str], jobs: int) -> tuple[float, float]:
     kept = folder / f"{manifest.stem}.json"
     if not kept.exists():
-        bundle = _bundle(folder, name, args.fit)
-        program = ["training.evaluate", "speech", "--bundle", str(bundle), "--manifest", str(manifest), "--greedy"]
-        printed = _python(*program, "--json", "--jobs", str(args.jobs))
+        program = ["training.evaluate", "speech", "--bundle", str(_bundle(folder, fit)), "--manifest", str(manifest)]
+        printed = _python(*program, "--greedy", "--json", "--jobs", str(jobs))
         kept.write_text(printed.splitlines()[-1], encoding="utf-8")
-    return float(json.loads(kept.read_text(encoding="utf-8"))["wer"])
+    figures = json.loads(kept.read_text(encoding="utf-8"))
+    return float(figures["wer"]), float(figures["cer"])
 
 
-def _bundle(folder: Path, name: str, options: Sequence[str]) -> Path:
+def _bundle(folder: Path, fit: Sequence[str]) -> Path:
     bundle = folder / "bundle"
     if not bundle.exists():
-        _python("training.fit", "speech", "--out", str(folder), *options, *ROWS[name], "--quiet", "--resume")
+        _python("training.fit", "speech", "--out", str(folder), *fit, "--quiet", "--resume")
         checkpoint = str(folder / "last.ckpt")
         _python("training.export", "speech", "--checkpoint", checkpoint, "--name", "ablation", "--out", str(bundle))
     return bundle
@@ -76,12 +85,13 @@ def _python(module: str, *arguments: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the rates, and what they lose against the first row."""
+    """Markdown: the rates, and how much more they are than the first row's."""
     manifests = list(rows[0].rates)
-    lines = ["| | " + " | ".join(f"{Path(manifest).stem}, WER %" for manifest in manifests) + " |"]
-    lines.append("|---|" + "---|" * len(manifests))
+    heads = [f"{Path(manifest).stem}, {rate} %" for manifest in manifests for rate in ("WER", "CER")]
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for row in rows:
-        cells = [f"{row.rates[each]:.2f} ({row.rates[each] - rows[0].rates[each]:+.2f})" for each in manifests]
+        pairs = [pair for each in manifests for pair in zip(row.rates[each], rows[0].rates[each], strict=True)]
+        cells = [f"{rate:.2f} ({rate - first:+.2f})" for rate, first in pairs]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -94,6 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each row goes in here")
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, metavar="JSONL", help="what is recognised")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of {list(ROWS)}; default: all")
+    parser.add_argument(
+        "--row",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "OPTIONS"),
+        help="one more row: options of training.fit, in one argument",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes of an evaluation; default: %(default)s")
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--" not in given:

@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 RATE = 16000  # Hz
 SNR = (2.0, 6.0)  # decibels
 FULL_SCALE = 32768
-FEWEST_SPEAKERS = 10  # the paper's
+FEWEST_SPEAKERS = 10  # the paper's, for a test
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,13 @@ def read_noises(manifests: Sequence[Path]) -> Noises:
 
 def build(args: argparse.Namespace) -> str:
     """Writes the set and returns the digest of its samples."""
-    if args.speakers < FEWEST_SPEAKERS or args.utterances < args.speakers:
+    if not 1 <= args.speakers <= args.utterances:
         raise ValueError(
-            f"--speakers is {args.speakers} and --utterances {args.utterances}: at least {FEWEST_SPEAKERS} speakers, "
-            "and at least one utterance each"
+            f"--speakers is {args.speakers} and --utterances {args.utterances}: at least one speaker, and at least "
+            "one utterance each"
         )
+    if args.speakers < FEWEST_SPEAKERS:
+        print(f"{args.speakers} speakers: good for decisions, too few for a test, which has {FEWEST_SPEAKERS} or more")
     chance = random.Random(args.seed)
     noises = read_noises(args.noise)
     said = read_manifest(args.speech)
