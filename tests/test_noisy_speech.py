@@ -140,7 +140,7 @@ def test_speakers_who_say_too_little_are_passed_over() -> None:
 def test_few_speakers_are_said_to_be_few(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert noisy_speech.main([*arguments, "--speakers", "5", "--out", str(tmp_path / "out")]) == 0
+    assert noisy_speech.main([*arguments, "--speakers", "5", "--utterances", "5", "--out", str(tmp_path / "out")]) == 0
     assert "5 speakers: good for decisions, too few for a test, which has 10 or more" in capsys.readouterr().out
 
 
