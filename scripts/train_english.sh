@@ -67,17 +67,20 @@ check)  # AN4's speakers spell and count: short texts that anybody may say
     "$python" -m training.data check "${train[@]}" "$out/dev.jsonl" --noise "${noises[@]}" --test "${tests[@]}" \
         --allow test-text
     ;;
-language-model)
-    "$python" - "$data/an4-train.jsonl" > "$out/spoken-forms.txt" <<'PYTHON'
+language-model)  # the books, AN4's training transcripts, and what is spelled and counted, for the 200,000 commonest words
+    "$python" - "$data/an4-train.jsonl" > "$out/an4-text.txt" <<'PYTHON'
 import json
 import sys
 
 with open(sys.argv[1], encoding="utf-8") as file:
     texts = [json.loads(line)["text"] for line in file]
-print("\n".join(texts * 300))
+print("\n".join(texts * 10))
 PYTHON
-    "$python" -m training.compact_language_model --text "$data/books.txt" "$out/spoken-forms.txt" --words 200000 \
-        --size 40000000 --probability-bits 5 --back-off-bits 4 --out "$out/lm.binary" --json
+    awk '{ for (i = 1; i <= NF; i++) seen[$i]++ } END { for (word in seen) print seen[word], word }' "$data/books.txt" |
+        LC_ALL=C sort -k1,1nr -k2 | awk 'NR <= 200000 { print $2 }' | LC_ALL=C sort > "$out/common.words"
+    "$python" -m training.spoken_forms --words "$out/common.words" --sentences 2400000 --out "$out/spoken-forms.txt"
+    "$python" -m training.compact_language_model --text "$data/books.txt" "$out/an4-text.txt" "$out/spoken-forms.txt" \
+        --words 200000 --size 40000000 --probability-bits 5 --back-off-bits 4 --out "$out/lm.binary" --json
     ;;
 start)
     fit "${quiet[@]}" --out "$out/start" --epochs 1 --hold 1 --learning-rate 1.5e-3 --warmup-steps 300 \
@@ -103,8 +106,13 @@ bundle)
     "$python" -m training.export speech --checkpoint "$out/deep/last.ckpt" --name deepspeech-en --half --lexicon \
         --beam-width 1000 --token-min-log-prob -9 --beam-prune-log-prob -20 --alpha 0.8 --beta 0 --gamma 1.5 \
         --language-model "$out/lm.binary" --out "$bundle"
-    "$python" -m training.tune_decoder --bundle "$bundle" --manifest "$out/dev.jsonl" --trials 50 --jobs 2 \
-        --alpha 0.4 1.6 --beta -2 2 --gamma 0 3 --write
+    # Half of the development speech, and other made-up sentences that synthesisers read: letters want a reward for each
+    # word, books for each letter.
+    "$python" -m training.spoken_forms --words "$out/common.words" --sentences 400 --seed 99 --out "$out/forms.txt"
+    "$python" -m training.synthetic_speech --text "$out/forms.txt" --hours 0.15 --words 3 12 --seed 1 --out "$out/forms"
+    { awk 'NR % 2' "$out/dev.jsonl"; cat "$out/forms.jsonl"; } > "$out/tuning.jsonl"
+    "$python" -m training.tune_decoder --bundle "$bundle" --manifest "$out/tuning.jsonl" --trials 60 --jobs 2 \
+        --alpha 0.6 1.6 --beta -1 3 --gamma 0 2.6 --write
     "$python" -m training.calibrate --bundle "$bundle" --manifest "$out/dev.jsonl" --write
     ;;
 test)

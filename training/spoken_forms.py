@@ -1,10 +1,10 @@
 """Sentences that people say to machines and that no book has: spelled words, codes, numbers, dates and times.
 
-python -m training.spoken_forms --words lm.words --sentences 300000 --out spoken-forms.txt
+python -m training.spoken_forms --words common.words --sentences 2400000 --out spoken-forms.txt
 python -m training.compact_language_model --text books.txt spoken-forms.txt --size 40000000 --out lm.binary
 
 To a language model of books "i" is a person and "a" an article: next to each other they are as good as forbidden, and a
-search with that model leaves letters out. A few hundred thousand sentences of letters and numbers teach it otherwise.
+search with that model leaves letters out. Sentences of letters and numbers, a fifth of all, teach it otherwise.
 All are made up: the seed decides them, and nothing of a recording's transcript is in them.
 """
 

@@ -273,6 +273,7 @@ void bind_gates(nb::module_& module) {
 }  // namespace
 
 NB_MODULE(core, module) {
+    nb::set_leak_warnings(false);  // objects that live until the interpreter ends are not the user's concern
     nb::class_<Options>(module, "Options")
         .def(nb::init<>())
         .def_rw("beam_width", &Options::beam_width)
