@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -199,6 +200,37 @@ def test_two_processes_that_split_utterances_train_as_one(tmp_path: Path) -> Non
     assert one["global_step"] == two["global_step"] == 4
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_two_nodes_train_as_one_node_with_two_processes(tmp_path: Path) -> None:
+    """docs/training.md, "Several machines", with both on this one."""
+    manifest = write_tones(tmp_path / "data", 8)
+    plain = ["--epochs", "2", "--dropout", "0", "--no-augmentation", "--strategy", "ddp", "--accelerator", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    one = ["-m", "training.fit", *command(manifest, tmp_path / "one", *plain, "--devices", "2")]
+    alone = subprocess.Popen([*torchrun, "--standalone", "--nproc-per-node", "2", *one], env=environment)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    two = ["-m", "training.fit", *command(manifest, tmp_path / "two", *plain, "--nodes", "2", "--devices", "1")]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", rank]
+            + ["--master-addr", "127.0.0.1", "--master-port", port, *two],
+            env=environment,
+        )
+        for rank in "01"
+    ]
+    try:
+        assert [run.wait(timeout=240) for run in (alone, *nodes)] == [0, 0, 0]
+    finally:
+        for run in (alone, *nodes):
+            run.kill()
+    single, several = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    assert single["global_step"] == several["global_step"] == 2  # two of the four batches a step, two epochs
+    for name, tensor in single["state_dict"].items():
+        torch.testing.assert_close(several["state_dict"][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
