@@ -214,14 +214,8 @@ def test_two_nodes_train_as_one_node_with_two_processes(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     two = ["-m", "training.fit", *command(manifest, tmp_path / "two", *plain, "--nodes", "2", "--devices", "1")]
-    nodes = [
-        subprocess.Popen(
-            [*torchrun, "--nnodes", "2", "--nproc-per-node", "1", "--node-rank", rank]
-            + ["--master-addr", "127.0.0.1", "--master-port", port, *two],
-            env=environment,
-        )
-        for rank in "01"
-    ]
+    where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port]
+    nodes = [subprocess.Popen([*torchrun, *where, "--node-rank", rank, *two], env=environment) for rank in "01"]
     try:
         assert [run.wait(timeout=240) for run in (alone, *nodes)] == [0, 0, 0]
     finally:
