@@ -69,6 +69,17 @@ def test_unknown_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "rows ['no music'] are not known" in capsys.readouterr().err
 
 
+def test_no_rows_are_an_error_and_only_own_ones_are_not(
+    tmp_path: Path, programs: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(tmp_path, "--row", "another seed", "--seed 2") == 0
+    assert {call[3] for call in programs if call[0] == "training.fit"} == {str(tmp_path / "another-seed")}
+    with pytest.raises(SystemExit) as ended:
+        start(tmp_path)
+    assert ended.value.code == 2
+    assert "no rows: give names after --rows, or --row" in capsys.readouterr().err
+
+
 def test_every_row_is_accepted_by_the_recipe(tmp_path: Path) -> None:
     files = ["--train", "t", "--validation", "v", "--out", str(tmp_path)]
     for options in ablation.ROWS.values():

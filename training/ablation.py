@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder for each row goes in here")
     parser.add_argument("--manifest", type=Path, nargs="+", required=True, metavar="JSONL", help="what is recognised")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help=f"of {list(ROWS)}; default: all")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), metavar="ROW", help=f"of {list(ROWS)}; default: all")
     parser.add_argument(
         "--row",
         nargs=2,
@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args.fit = given[cut + 1 :]
     if unknown := [row for row in args.rows if row not in ROWS]:
         parser.exit(2, f"{parser.prog}: rows {unknown} are not known. Select from {list(ROWS)}\n")
+    if not args.rows and not args.row:
+        parser.error("no rows: give names after --rows, or --row")
     try:
         run(args)
     except subprocess.CalledProcessError as error:
