@@ -64,7 +64,7 @@ class ServerOptions:
     model_control: bool = False  # clients may load and unload vision models
     default_model: str | None = None  # for requests that name none; None: the shipped default, or else the first
     language_models: tuple[Path, ...] = ()  # folders of KenLM files that calls can name
-    precision: str = "auto"  # of the network's products: precision.PRECISIONS, or what this machine computes fastest
+    precision: str = "auto"  # of the network's products: PRECISIONS, or what this machine computes fastest
     vision_precision: str = "auto"  # of vision networks: vision_zoo.precision.PRECISIONS, or the fastest here
     threads: int = field(default_factory=lambda: os.cpu_count() or 1)  # of the network and the searches
     message_bytes: int = 32 << 20  # largest message taken in

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from asr_server import bundle
 from asr_server.beam_search import BeamSearch, greedy
 from asr_server.bundle import SpeechBundle
+from asr_server.decoding import Hypothesis
 from asr_server.endpoint import UNCUT, EndpointOptions
 from asr_server.language_model import LanguageModel
 from asr_server.precision import fastest, for_streaming
@@ -151,10 +152,14 @@ class Recognition:
 
     def decode(self, log_probs: LogProbs) -> str:
         """(T, V) -> the text."""
+        return self.hypothesis(log_probs).text
+
+    def hypothesis(self, log_probs: LogProbs) -> Hypothesis:
+        """(T, V) -> the best one."""
         if self.setting.greedy:
-            return greedy(log_probs, self.bundle.alphabet).text
+            return greedy(log_probs, self.bundle.alphabet)
         search = BeamSearch(self.bundle.decoding, self.bundle.alphabet, self.bundle.language_model)
-        return search.decode(log_probs)[0].text
+        return search.decode(log_probs)[0]
 
     def log_probs(self, samples: Samples) -> LogProbs:
         """(S,) -> (T, V), offline."""
