@@ -27,8 +27,13 @@ CASES = [  # inputs, filters, kernel, stride, side
     (32, 32, 3, 2, 16),
     (16, 16, 0, 1, 7),
     (8, 8, 3, 2, 7),
-    (12, 16, 3, 1, 6),  # neither a multiple of 8: these run the plain code
+    (12, 16, 3, 1, 6),
     (16, 12, 5, 2, 6),
+    (44, 88, 5, 1, 8),  # the widths of NASNet-A mobile and of its stem
+    (22, 22, 7, 2, 9),
+    (11, 11, 5, 2, 15),
+    (31, 1, 3, 1, 5),
+    (11, 5, 0, 1, 7),
 ]
 MODULES: list[tuple[nn.Module, int, int]] = [  # module, channels, side
     (nn.BatchNorm2d(24), 24, 5),
@@ -37,6 +42,9 @@ MODULES: list[tuple[nn.Module, int, int]] = [  # module, channels, side
     (SamePool2d("avg", 3, 2), 16, 9),
     (SamePool2d("avg", 3, 2), 8, 8),
     (SamePool2d("avg", 5, 1), 8, 11),
+    (nn.BatchNorm2d(11), 11, 5),
+    (SamePool2d("avg", 3, 2), 22, 9),
+    (FactorisedReduction(22, 44, OPTIONS), 22, 7),
     (FactorisedReduction(24, 16, OPTIONS), 24, 8),
     (FactorisedReduction(16, 24, OPTIONS), 16, 7),
 ]

@@ -19,10 +19,12 @@ from PIL import Image
 from torch import nn
 
 from training import export
-from training.fit import main
+from training.fit import build_parser, main
 from training.vision_data import SeededBatches, load_images
 from training.vision_files import read_files, split
 from training.vision_module import VisionOptions, augment
+from training.vision_network import choose_architecture
+from training.vision_recipe import resolve
 from vision_zoo import bundle, zoo
 from vision_zoo.nasnet import CIFAR
 from vision_zoo.transforms import Preprocessing
@@ -223,7 +225,10 @@ def test_export_gives_a_bundle_that_answers_like_the_checkpoint(folder: Path, tm
     [
         (["--backbone", "nasnet-a-1@24"], "at least 48"),
         (["--backbone", "nasnet-b"], "did you mean|choose from"),
-        (["--backbone", "timm/resnet18", "--stem-stride", "2"], "for NASNets"),
+        (["--backbone", "timm/resnet18", "--stem-stride", "2"], "--stem-stride: for NASNets, not for timm/resnet18"),
+        (["--backbone", "timm/resnet18", "--dropout", "0"], "--dropout: for NASNets"),
+        (["--backbone", "nasnet-a-1@48", "--dropout", "1"], r"dropout 1.0 must be 0 to below 1"),
+        (["--backbone", "nasnet-a-1@48", "--batch-norm-momentum", "0"], r"batch_norm_momentum 0.0 above 0 to 1"),
     ],
 )
 def test_backbones_that_will_not_do(
@@ -233,6 +238,24 @@ def test_backbones_that_will_not_do(
         main(["vision", "--data", str(folder), "--out", str(tmp_path), "--validation", "8", "--quiet", *options])
     assert stop.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "momentum"),
+    [
+        ([], 3e-4),
+        (["--initial", "pretrained"], 0.1),
+        (["--batch-norm-momentum", "0.02"], 0.02),
+        (["--initial", "pretrained", "--batch-norm-momentum", "0.02"], 0.02),
+    ],
+)
+def test_the_statistics_of_a_short_run_are_its_own(options: list[str], momentum: float) -> None:
+    args = build_parser().parse_args(
+        ["vision", "--data", "x", "--out", "y", "--backbone", "nasnet-a-mobile", "--dropout", "0.1", *options]
+    )
+    chosen = choose_architecture(resolve(args), 3)
+    assert isinstance(chosen, zoo.NASNetArchitecture)
+    assert (chosen.config.batch_norm_momentum, chosen.config.dropout) == (momentum, 0.1)
 
 
 def test_any_timm_model_trains_and_is_served(folder: Path, tmp_path: Path) -> None:

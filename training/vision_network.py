@@ -14,6 +14,7 @@ from vision_zoo import zoo
 from vision_zoo.transforms import RESIZE_MODES, Preprocessing
 
 BACKBONE = "nasnet-a-cifar"
+NASNET_ONLY = ("stem_stride", "drop_path_keep", "dropout", "batch_norm_momentum", "native")  # options; native last
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     network.add_argument("--resize", choices=RESIZE_MODES, help="squeeze, or cut (default: the backbone's)")
     network.add_argument("--stem-stride", type=int, choices=(1, 2), help="NASNet: 2 quarters the work (default: 1)")
     network.add_argument("--drop-path-keep", type=float, help="NASNet: 1 for no dropped paths (default: the paper's)")
+    network.add_argument(
+        "--dropout", type=float, help="NASNet: share of the pooled features (default: the paper's, 0.5 for ImageNet's)"
+    )
+    network.add_argument(
+        "--batch-norm-momentum",
+        type=float,
+        help="NASNet: what a batch adds to the statistics that serving uses; the paper's for ImageNet, 0.0003, needs "
+        "tens of thousands of steps (default: the paper's | 0.1)",
+    )
     network.add_argument("--native", action="store_true", help="NASNet: train with the native CPU kernels (needs g++)")
 
 
@@ -73,10 +83,9 @@ def choose_architecture(args: argparse.Namespace, num_classes: int, initial: Ini
     else:
         chosen = zoo.architecture(args.backbone or BACKBONE, num_classes)
     if isinstance(chosen, zoo.TimmArchitecture):
-        if args.stem_stride is not None or args.drop_path_keep is not None or args.native:
-            raise ValueError(
-                f"--stem-stride, --drop-path-keep and --native are for NASNets, not for timm/{chosen.name}"
-            )
+        given = [f"--{name.replace('_', '-')}" for name in NASNET_ONLY if not _unset(getattr(args, name))]
+        if given:
+            raise ValueError(f"{', '.join(given)}: for NASNets, not for timm/{chosen.name}")
         return chosen
     if chosen.config.filters < 48:
         # torch 2.14 corrupts memory in the channels-last gradient of a one-channel convolution
@@ -84,10 +93,11 @@ def choose_architecture(args: argparse.Namespace, num_classes: int, initial: Ini
     changes: dict[str, Any] = {"auxiliary": args.auxiliary_weight > 0}
     if args.input_size is not None:
         changes["input_size"] = args.input_size
-    if args.stem_stride is not None:
-        changes["stem_stride"] = args.stem_stride
-    if args.drop_path_keep is not None:
-        changes["drop_path_keep"] = args.drop_path_keep
+    for name in NASNET_ONLY[:-1]:
+        if not _unset(getattr(args, name)):
+            changes[name] = getattr(args, name)
+    if args.initial and args.batch_norm_momentum is None:
+        changes["batch_norm_momentum"] = 0.1  # few steps, other images: what the old ones left must not outlast them
     return replace(chosen, config=replace(chosen.config, **changes))
 
 
@@ -106,6 +116,10 @@ def start(args: argparse.Namespace, labels: Sequence[str], initial: Initial | No
     if args.native:
         _accelerate(network)
     return Start(network, architecture, afresh)
+
+
+def _unset(value: object) -> bool:
+    return value is None or value is False
 
 
 def _with_classes(architecture: zoo.Architecture, num_classes: int) -> zoo.Architecture:

@@ -54,6 +54,11 @@ class NASNetConfig:
             raise ValueError(f"cells {self.cells} must be at least 1")
         if self.num_classes < 0 or self.in_channels < 1:
             raise ValueError(f"num_classes {self.num_classes} must be at least 0, in_channels {self.in_channels} 1")
+        if not 0 <= self.dropout < 1 or not 0 < self.drop_path_keep <= 1 or not 0 < self.batch_norm_momentum <= 1:
+            raise ValueError(
+                f"dropout {self.dropout} must be 0 to below 1, drop_path_keep {self.drop_path_keep} and "
+                f"batch_norm_momentum {self.batch_norm_momentum} above 0 to 1"
+            )
         if self.output_stride not in OUTPUT_STRIDES:
             raise ValueError(f"output_stride {self.output_stride} is unknown; choose from {OUTPUT_STRIDES}")
 

@@ -26,7 +26,6 @@ from vision_zoo.native.functions import (
 from vision_zoo.operations import STRIDED, SameConv2d, SamePool2d, Unit, plain_unit
 
 KERNELS = (0, 3, 5, 7)  # sides of the depthwise window; 0 for a unit without one
-LANES = 8  # channels are handled so many at a time, or twice as many
 
 
 def accelerate(model: nn.Module) -> int:
@@ -51,7 +50,7 @@ def native_unit(unit: Unit, x: Tensor) -> Tensor:
     kernel, stride = (0, 1) if depthwise is None else (depthwise.kernel_size[0], depthwise.stride[0])
     strided_pointwise = depthwise is None and pointwise.stride != (1, 1)
     dtype = _working_type(x)
-    covered = kernel in KERNELS and stride in (1, 2) and x.shape[1] % LANES == 0 and not strided_pointwise
+    covered = kernel in KERNELS and stride in (1, 2) and not strided_pointwise
     if not covered or dtype is None or not _normalises_natively(norm, x):
         return plain_unit(unit, x)
     taps = None if depthwise is None else depthwise.weight
@@ -73,7 +72,7 @@ class NativePool2d(SamePool2d):
     """(B, C, H, W) -> (B, C, ceil(H/s), ceil(W/s)), float32 or bfloat16; averages natively."""
 
     def forward(self, x: Tensor) -> Tensor:
-        native = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu" and x.shape[1] % LANES == 0
+        native = x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
         covered = self.kind == "avg" and self.kernel in KERNELS[1:] and self.stride in (1, 2) and not self.count_padding
         if not (self.training and native and covered and self.grid == STRIDED):
             return super().forward(x)
@@ -98,7 +97,7 @@ class NativeReduction(FactorisedReduction):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = _working_type(x)
-        covered = self.grid == STRIDED and x.shape[1] % LANES == 0 and _normalises_natively(self.norm, x)
+        covered = self.grid == STRIDED and _normalises_natively(self.norm, x)
         if dtype is None or not covered:
             return super().forward(x)
         y: Tensor = HalveFunction.apply(
@@ -112,7 +111,7 @@ class NativeCell(Cell):
 
     def share(self, state: Tensor, readers: int) -> Iterator[Tensor]:
         native = state.device.type == "cpu" and state.dtype in (torch.float32, torch.bfloat16)
-        if self.training and torch.is_grad_enabled() and readers > 2 and native and state.shape[1] % LANES == 0:
+        if self.training and torch.is_grad_enabled() and readers > 2 and native:
             return iter(ForkFunction.apply(state, readers))
         return super().share(state, readers)
 
@@ -129,7 +128,7 @@ def _normalises_natively(norm: nn.BatchNorm2d, x: Tensor) -> bool:
     """Whether `norm` is one that the kernels can train: it has weights and an exponential average, in float32."""
     kept = norm.training and norm.track_running_stats and norm.momentum is not None and norm.affine
     several = x.shape[0] > 1 or min(x.shape[2:]) > 2  # pixels, at half the resolution too; one is torch's to refuse
-    return several and kept and x.device.type == "cpu" and norm.num_features % LANES == 0 and _on_cpu(norm.weight)
+    return several and kept and x.device.type == "cpu" and _on_cpu(norm.weight)
 
 
 def _on_cpu(weight: Tensor) -> bool:

@@ -6,6 +6,7 @@
 #include <cassert>
 #include <cstdint>
 #include <optional>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -60,15 +61,14 @@ std::vector<float> pack_taps(const float* weight, int64_t channels, int64_t area
 template <template <int> class Scratch, typename Body>
 void for_images(int64_t images, const Shape& s, Body body) {
   at::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    Scratch<WIDEST> wide(s);
-    std::optional<Scratch<NARROWEST>> narrow;
-    if (s.channels % WIDEST) narrow.emplace(s);
+    std::tuple<std::optional<Scratch<16>>, std::optional<Scratch<8>>, std::optional<Scratch<4>>,
+               std::optional<Scratch<2>>, std::optional<Scratch<1>>>
+        scratches;
     for (int64_t n = begin; n < end; n++)
       for_vectors(s.channels, [&](auto lanes, int64_t c) {
-        if constexpr (lanes == WIDEST)
-          body(n, lanes, c, wide);
-        else
-          body(n, lanes, c, *narrow);
+        auto& scratch = std::get<std::optional<Scratch<lanes>>>(scratches);
+        if (!scratch) scratch.emplace(s);
+        body(n, lanes, c, *scratch);
       });
   });
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import cpp_extension
 
 _SOURCES = ("unit.cpp", "images.hpp", "window.hpp", "channels.hpp", "vectors.hpp")
-_FLAGS = ("-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
+_FLAGS: tuple[str, ...] = ("-std=c++20", "-O3", "-march=native", "-shared", "-fPIC", "-fopenmp")
 # Parts of -ffast-math, which as a whole would link code that turns off subnormal numbers for the whole process.
 _FLAGS += ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math")
 _KEEP_MEMORY = {-1: 2**31 - 1, -3: 32 << 20}  # malloc.h: M_TRIM_THRESHOLD, and M_MMAP_THRESHOLD at its limit

@@ -3,7 +3,7 @@
 // kernels are slow at depthwise gradients and pass over memory often. Here a vector of channels of one image at a time
 // stays in the first-level cache. The products are torch's.
 //
-// Layout: channels last, so x is (N, H, W, C) and y (N, H', W', C); float or bfloat16 (`half`), C % 8 == 0. Weights,
+// Layout: channels last, so x is (N, H, W, C) and y (N, H', W', C); float or bfloat16 (`half`). Weights,
 // statistics, sums and what registers hold are float.
 //
 // Plain C functions over raw pointers, called through ctypes: no binding library, and it compiles in seconds.
@@ -38,23 +38,20 @@ std::vector<float> shares(const Shape& s) {
 
 template <typename T>
 void rectify(const T* x, T* y, int64_t count) {
-  at::parallel_for(0, count / NARROWEST, 1 << 12, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * NARROWEST;
-    for_vectors((end - begin) * NARROWEST, [&](auto lanes, int64_t i) {
-      store<lanes>(y + first + i, Rectified()(load<lanes>(x + first + i), 0, 0));
-    });
+  at::parallel_for(0, count, 1 << 15, [&](int64_t begin, int64_t end) {
+    for_vectors(end, [&](auto lanes, int64_t i) { store<lanes>(y + i, Rectified()(load<lanes>(x + i), 0, 0)); }, begin);
   });
 }
 
 // grad = grad where y > 0, else 0.
 template <typename T>
 void rectify_gradient(const T* y, T* grad, int64_t count) {
-  at::parallel_for(0, count / NARROWEST, 1 << 12, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * NARROWEST;
-    for_vectors((end - begin) * NARROWEST, [&](auto lanes, int64_t i) {
-      const Floats<lanes> zero = {}, value = load<lanes>(grad + first + i);
-      store<lanes>(grad + first + i, load<lanes>(y + first + i) > zero ? value : zero);
-    });
+  at::parallel_for(0, count, 1 << 15, [&](int64_t begin, int64_t end) {
+    auto rest = [&](auto lanes, int64_t i) {
+      const Floats<lanes> zero = {}, value = load<lanes>(grad + i);
+      store<lanes>(grad + i, load<lanes>(y + i) > zero ? value : zero);
+    };
+    for_vectors(end, rest, begin);
   });
 }
 

@@ -14,7 +14,6 @@ constexpr int WIDEST = 16, REGISTERS = 32;
 #else
 constexpr int WIDEST = 8, REGISTERS = 16;
 #endif
-constexpr int NARROWEST = 8;  // channels are a multiple of this
 
 struct bfloat16 {
   uint16_t bits;
@@ -67,12 +66,13 @@ inline void store(bfloat16* p, Floats<N> v) {
       __builtin_convertvector(chosen, typename VectorOf<uint16_t, N>::type);
 }
 
-// body(lanes, channel) for every vector of channels: the widest, then a last one of 8 where their number asks for it.
-template <typename Body>
-void for_vectors(int64_t channels, Body body) {
-  int64_t c = 0;
-  for (; c + WIDEST <= channels; c += WIDEST) body(std::integral_constant<int, WIDEST>(), c);
-  for (; c < channels; c += NARROWEST) body(std::integral_constant<int, NARROWEST>(), c);
+// body(lanes, channel) for every vector of channels from c on: the widest, and for what is left over one of each
+// narrower power of two that it asks for.
+template <int N = WIDEST, typename Body>
+void for_vectors(int64_t channels, Body body, int64_t c = 0) {
+  for (; c + N <= channels; c += N) body(std::integral_constant<int, N>(), c);
+  if constexpr (N > 1)
+    if (c < channels) for_vectors<N / 2>(channels, body, c);
 }
 
 // body(a T*), T the type that the tensors have.
