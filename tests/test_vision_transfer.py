@@ -145,6 +145,11 @@ def test_a_bundle_of_other_labels_lends_its_backbone(tmp_path: Path) -> None:
     assert set(load_initial(NASNet(CONFIG), initial, ("x", "z", "y"))) == HEAD, "as many labels, but others"
 
 
+def test_shipped_bundles_lend_theirs_by_name() -> None:
+    initial = read_initial("nasnet-a-cifar10")
+    assert initial.architecture is not None and initial.labels is not None and "frog" in initial.labels
+
+
 def test_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--initial file: weights do not fit"):
         load_initial(NASNet(replace(CONFIG, cells=2)), Initial("file", NASNet(CONFIG).state_dict()), ("a", "b", "c"))

@@ -99,13 +99,10 @@ def run(args: argparse.Namespace) -> None:
 
 def find_bundle(name: str) -> Path:
     """A folder, or the shipped bundle of that name."""
-    if Path(name).is_dir():
-        return Path(name)
-    shipped = bundle.find(bundle.SHIPPED) if bundle.SHIPPED.is_dir() else []
-    for folder in shipped:
-        if folder.name == name:
-            return folder
-    raise ValueError(f"bundle {name!r} is neither a folder nor shipped; shipped are {[each.name for each in shipped]}")
+    if (folder := bundle.locate(name)) is None:
+        names = [each.name for each in bundle.shipped()]
+        raise ValueError(f"bundle {name!r} is neither a folder nor shipped; shipped are {names}")
+    return folder
 
 
 def samples(data: Path, labels: tuple[str, ...]) -> list[Sample]:

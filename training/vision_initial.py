@@ -32,10 +32,11 @@ class Initial:
 
 
 def read_initial(source: str) -> Initial:
-    """A bundle's folder, or a checkpoint or file of weights (only tensors and plain values are read). ValueError."""
+    """A bundle's folder, or the name of a shipped one, or a checkpoint or file of weights (only tensors and plain
+    values are read). ValueError."""
     path = Path(source)
-    if path.is_dir():
-        found = bundle.load(path)
+    if (folder := bundle.locate(source)) is not None:
+        found = bundle.load(folder)
         return Initial(source, found.model.state_dict(), found.architecture, found.preprocessing, found.labels)
     if path.suffix == ".ckpt" and (checkpoint := _checkpoint(path)) is not None:
         return checkpoint

@@ -37,7 +37,8 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--initial",
         "--weights",
         metavar="SOURCE",
-        help="start from a bundle's folder, a checkpoint, a file of weights, or 'pretrained' for published ones; "
+        help="start from a bundle (its folder, or the name of a shipped one), a checkpoint, a file of weights, or "
+        "'pretrained' for published ones; "
         "with other labels the classifier starts afresh",
     )
     network.add_argument("--input-size", type=int, help="side in pixels (default: the backbone's)")

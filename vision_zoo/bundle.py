@@ -142,6 +142,18 @@ def find(models: Path) -> list[Path]:
     return [folder for folder in folders if _description(folder).get("kind") == KIND]
 
 
+def locate(name: str) -> Path | None:
+    """A folder, or the shipped bundle of that name; None where it is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    return next((folder for folder in shipped() if folder.name == name), None)
+
+
+def shipped() -> list[Path]:
+    """The folders of the bundles that come with the package."""
+    return find(SHIPPED) if SHIPPED.is_dir() else []
+
+
 def architecture_from_json(raw: object) -> zoo.Architecture:
     """bundle.json's `architecture`; raises ValueError."""
     if not isinstance(raw, dict):
