@@ -56,6 +56,28 @@ class PackedConv2d(nn.Module):
         return y
 
 
+class Product(nn.Module):
+    """A pointwise SameConv2d (C, C') as a matrix product, with a bias (C',) or none; for inference.
+
+    Packed for one size of map, its weight would be laid out anew in every call for another, which takes several times
+    as long as the product where the processor has AMX.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self._weight = weight.flatten(1).bfloat16()
+        self._bias = None if bias is None else bias.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """bf16 (B, C, H, W) -> bf16 (B, C', H, W)."""
+        return F.linear(x.permute(0, 2, 3, 1), self._weight, self._bias).permute(0, 3, 1, 2)
+
+
+def _convolution(of: SameConv2d, weight: Tensor, bias: Tensor | None = None) -> nn.Module:
+    pointwise = of.kernel_size == (1, 1) and of.stride == (1, 1) and of.grid_stride == (1, 1) and of.groups == 1
+    return Product(weight, bias) if pointwise else PackedConv2d(of, weight, bias)
+
+
 class PackedUnit(nn.Module):
     """A Unit with the batch norm folded in; for inference."""
 
@@ -66,8 +88,8 @@ class PackedUnit(nn.Module):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         weight, bias = unit.pointwise.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
         depthwise = unit.depthwise
-        self.depthwise = nn.Identity() if depthwise is None else PackedConv2d(depthwise, depthwise.weight)
-        self.pointwise = PackedConv2d(unit.pointwise, weight, bias)
+        self.depthwise = nn.Identity() if depthwise is None else _convolution(depthwise, depthwise.weight)
+        self.pointwise = _convolution(unit.pointwise, weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.pointwise(self.depthwise(F.relu(x)))
