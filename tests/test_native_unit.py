@@ -127,7 +127,7 @@ def test_a_batch_of_one_pixel_is_refused_as_without_native() -> None:
 
 
 def small_network() -> NASNet:
-    # 16 is the narrowest network whose every width is a multiple of 8; the stem's 48 feeds cell 0 unprojected.
+    # Cells of 16 channels; the stem's 48 feeds cell 0 unprojected.
     return NASNet(NASNetConfig(cells=1, filters=384, stem_stride=2, auxiliary=False))
 
 

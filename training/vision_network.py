@@ -38,8 +38,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         metavar="SOURCE",
         help="start from a bundle (its folder, or the name of a shipped one), a checkpoint, a file of weights, or "
-        "'pretrained' for published ones; "
-        "with other labels the classifier starts afresh",
+        "'pretrained' for published ones; with other labels the classifier starts afresh",
     )
     network.add_argument("--input-size", type=int, help="side in pixels (default: the backbone's)")
     network.add_argument("--resize", choices=RESIZE_MODES, help="squeeze, or cut (default: the backbone's)")

@@ -3,8 +3,8 @@
 // kernels are slow at depthwise gradients and pass over memory often. Here a vector of channels of one image at a time
 // stays in the first-level cache. The products are torch's.
 //
-// Layout: channels last, so x is (N, H, W, C) and y (N, H', W', C); float or bfloat16 (`half`). Weights,
-// statistics, sums and what registers hold are float.
+// Layout: channels last, so x is (N, H, W, C) and y (N, H', W', C); float or bfloat16 (`half`). Weights, statistics,
+// sums and what registers hold are float.
 //
 // Plain C functions over raw pointers, called through ctypes: no binding library, and it compiles in seconds.
 // Threads are torch's own (at::parallel_for), so that its setting of their number holds here too.
