@@ -222,6 +222,50 @@ def test_waiting_for_company_follows_the_pace_of_arrivals() -> None:
     assert arrivals.worth_waiting_until(200.0) == pytest.approx(100.5 + 3 * (0.8 * 0.5 + 0.2 * 1.0))
 
 
+def test_what_is_known_to_come_is_waited_for() -> None:
+    batches: list[list[int]] = []
+
+    def run(items: list[int]) -> list[int]:
+        batches.append(items)
+        time.sleep(0.05)
+        return items
+
+    batcher = Batcher(run, BatchOptions(max_delay=0.001, patience=1.0))
+    batcher.submit(0).result(WAIT)  # from here on an item is known to take 0.05 s, so two are worth 0.1 s of waiting
+    with batcher.coming():
+        first = batcher.submit(1)
+        time.sleep(0.02)
+    batcher.submit(2).result(WAIT)
+    assert batches == [[0], [1, 2]] and first.done()
+    with batcher.coming():
+        batcher.submit(3).result(WAIT)  # comes back though the other never does
+    failed_beside = []
+
+    def fail() -> None:
+        with batcher.coming(15):
+            failed_beside.append(batcher.submit(4))
+            raise KeyError
+
+    begin = time.monotonic()
+    with pytest.raises(KeyError):
+        fail()
+    failed_beside[0].result(WAIT)
+    assert time.monotonic() - begin < 0.7, "nobody comes any more, so the rest of the 0.8 s was not waited for"
+    batcher.close()
+
+
+def test_the_wait_is_a_share_of_what_the_batch_takes() -> None:
+    options = BatchOptions(max_batch=8, max_delay=0.003, patience=0.05)
+    assert options.budget(8, item_seconds=0.15) == pytest.approx(0.06)
+    assert options.budget(100, item_seconds=0.15) == pytest.approx(0.06), "no more than a batch is waited for"
+    assert options.budget(8, item_seconds=0.0) == 0.003
+    assert options.budget(8, item_seconds=900.0) == 1.0
+    assert BatchOptions(max_delay=0.003, adaptive=False).budget(8, item_seconds=0.15) == 0.003
+    assert BatchOptions(max_delay=0.0).budget(8, item_seconds=0.15) == 0.0
+    with pytest.raises(ValueError, match=r"patience 1\.5 must be 0 to 1"):
+        BatchOptions(patience=1.5)
+
+
 def test_an_idle_server_does_not_wait_for_company() -> None:
     """With a budget of a second, one caller after the other would otherwise take a second each."""
     batcher: Batcher[int, int] = Batcher(lambda items: items, BatchOptions(max_delay=1.0))

@@ -2,8 +2,9 @@
 
 One thread runs the model. It takes what waits, the most urgent first, and runs up to `max_batch` of it together. While
 a batch runs, the next one collects, so under load batches fill by themselves. An item that could run at once waits for
-company only while company can be expected (`Arrivals`) and never longer than the latency budget `max_delay`, counted
-from when it was submitted. What has been cancelled, or whose deadline has passed, is never run.
+company only while company is known to come (`Batcher.coming`) or can be expected (`Arrivals`), and never longer than
+the latency budget, counted from when it was submitted. What has been cancelled, or whose deadline has passed, is never
+run.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -26,19 +28,30 @@ Dropped: TypeAlias = Literal["cancelled", "expired", "full"]
 class BatchOptions:
     """max_batch items run together; one waits at most max_delay seconds for company; capacity items may wait.
 
-    adaptive: wait only while the pace of the latest arrivals lets another be expected within the budget.
+    adaptive: wait only while the pace of the latest arrivals lets another be expected within the budget. Where others
+    are known to come, the budget is `patience` times what all of them will take, if that is longer: a network that
+    takes a second is better waited for than run twice. max_delay 0: never wait.
     """
 
     max_batch: int = 16
     max_delay: float = 0.003
     capacity: int = 64
     adaptive: bool = True
+    patience: float = 0.05
 
     def __post_init__(self) -> None:
         if self.max_batch < 1 or self.capacity < 1:
             raise ValueError(f"max_batch {self.max_batch} and capacity {self.capacity} must be at least 1")
         if not 0 <= self.max_delay <= 1:
             raise ValueError(f"max_delay {self.max_delay} must be 0 to 1 second")
+        if not 0 <= self.patience <= 1:
+            raise ValueError(f"patience {self.patience} must be 0 to 1")
+
+    def budget(self, items: int, item_seconds: float) -> float:
+        """Seconds to wait for what is known to come, where `items` in all will take `item_seconds` each."""
+        if self.max_delay == 0 or not self.adaptive:
+            return self.max_delay
+        return max(self.max_delay, min(1.0, self.patience * item_seconds * min(items, self.max_batch)))
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,8 @@ class Batcher(Generic[Item, Result]):
         self._numbers = itertools.count()
         self._arrivals = Arrivals()
         self._changed = threading.Condition()
+        self._coming = 0  # items
+        self._item_seconds = 0.0  # of the latest run; read and written in the batcher's thread only
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name=f"batcher {name}", daemon=True)
         self._thread.start()
@@ -153,6 +168,21 @@ class Batcher(Generic[Item, Result]):
             self._tell_dropped("full")
             raise QueueFullError(f"{self._options.capacity} images are waiting already; try again later")
         return entry.future
+
+    @contextmanager
+    def coming(self, count: int = 1) -> Iterator[None]:
+        """Says that `count` items are about to be submitted, which is then done right after: others wait for them."""
+        with self._changed:
+            self._coming += count
+        try:
+            yield
+        except BaseException:
+            with self._changed:
+                self._coming -= count
+                self._changed.notify()  # whoever waited for these
+            raise
+        with self._changed:
+            self._coming -= count
 
     def close(self, wait: bool = True) -> None:
         """Runs what is waiting, then ends the thread. wait False: returns before that."""
@@ -195,8 +225,11 @@ class Batcher(Generic[Item, Result]):
 
     def _begin_at(self) -> float:
         """When the items that wait should run even though more would fit."""
-        budget_end = min(entry.submitted for _, _, entry in self._heap) + self._options.max_delay
-        return self._arrivals.worth_waiting_until(budget_end) if self._options.adaptive else budget_end
+        oldest, options = min(entry.submitted for _, _, entry in self._heap), self._options
+        if self._coming:
+            return oldest + options.budget(len(self._heap) + self._coming, self._item_seconds)
+        budget_end = oldest + options.max_delay
+        return self._arrivals.worth_waiting_until(budget_end) if options.adaptive else budget_end
 
     def _may_run(self, entry: _Entry[Item, Result], now: float) -> bool:
         if not entry.future.set_running_or_notify_cancel():
@@ -216,18 +249,20 @@ class Batcher(Generic[Item, Result]):
         try:
             results = self._run([entry.item for entry in batch])
         except Exception as error:  # belongs to the callers; the thread lives on
-            self._tell_ran(batch, start, failed=True)
+            self._note_run(batch, start, failed=True)
             for entry in batch:
                 entry.future.set_exception(error)
             return
-        self._tell_ran(batch, start, failed=False)
+        self._note_run(batch, start, failed=False)
         for entry, result in zip(batch, results, strict=True):
             entry.future.set_result(result)
 
-    def _tell_ran(self, batch: list[_Entry[Item, Result]], start: float, failed: bool) -> None:
+    def _note_run(self, batch: list[_Entry[Item, Result]], start: float, failed: bool) -> None:
+        seconds = time.monotonic() - start
+        self._item_seconds = seconds / len(batch)
         if self._observer is not None:
             queued = tuple(start - entry.submitted for entry in batch)
-            self._observer.ran(BatchFacts(queued, time.monotonic() - start, failed))
+            self._observer.ran(BatchFacts(queued, seconds, failed))
 
     def _tell_dropped(self, reason: Dropped) -> None:
         if self._observer is not None:

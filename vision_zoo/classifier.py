@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -96,6 +97,10 @@ class Classifier:
         # A JPEG may be shrunk while it is decoded, to no less than twice the pixels that the network sees.
         at_least = 2 * round(preprocessing.size / preprocessing.crop)
         return resize_and_crop(images.decode(file, self.pixel_limit, at_least), preprocessing)
+
+    def coming(self, count: int) -> AbstractContextManager[None]:
+        """While `count` images are read that are then submitted: those that are ready wait for them, within limits."""
+        return self._batcher.coming(count)
 
     def submit(self, pixels: Tensor, urgency: Urgency | None = None) -> Future[Tensor]:
         """uint8 (3, S, S), or normalised float32 -> the calibrated probabilities (K,) to come.

@@ -60,7 +60,8 @@ class Intake:
 
     async def pixels(self, classifier: Classifier, files: Sequence[bytes]) -> list[Tensor]:
         """Files -> uint8 (3, S, S) of each. Raises ImageError that says which image, where there are several."""
-        return list(await _together(self._read(classifier, index, files) for index in range(len(files))))
+        with classifier.coming(len(files)):
+            return list(await _together(self._read(classifier, index, files) for index in range(len(files))))
 
     async def probabilities(self, classifier: Classifier, pixels: Sequence[Tensor]) -> Tensor:
         """B times what Classifier.submit takes -> (B, K). Raises QueueFullError."""

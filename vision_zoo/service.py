@@ -179,7 +179,7 @@ class VisionService(VisionServicer):
         options = messages.classify_options(request, deadline)
         self._check_size(request.image)
         async with self.intake.places(1, wait):
-            pixels = await self.intake.off_loop(classifier.read, request.image)
+            (pixels,) = await self.intake.pixels(classifier, [request.image])
             if not options.explain:
                 probabilities = await asyncio.wrap_future(classifier.submit(pixels, options.urgency))
                 return messages.response(
@@ -203,7 +203,7 @@ class VisionService(VisionServicer):
     async def _embedding(self, classifier: Classifier, image: bytes, urgency: Urgency, wait: bool) -> Tensor:
         self._check_size(image)
         async with self.intake.places(1, wait):
-            pixels = await self.intake.off_loop(classifier.read, image)
+            (pixels,) = await self.intake.pixels(classifier, [image])
             return await asyncio.wrap_future(classifier.submit_embedding(pixels, urgency))
 
     def _check_size(self, image: bytes) -> None:
