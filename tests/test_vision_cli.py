@@ -18,7 +18,7 @@ from PIL import Image
 from tests.test_vision_bundle import save
 from tests.vision_fixtures import COLOURS, PIXELS, TINY, colour_bundle, encoded, noise, picture
 from training import evaluate_vision
-from vision_zoo import bundle, cli, service
+from vision_zoo import bundle, cli, precision, service
 from vision_zoo.classifier import Classifier
 from vision_zoo.nasnet import NASNet
 from vision_zoo.transforms import Preprocessing
@@ -181,6 +181,31 @@ def test_evaluation_is_the_serving_path(data: Path) -> None:
     assert evaluate_vision.evaluate(of, found, 4, 1, flip=False).top1 == 100.0
 
 
+def test_evaluation_in_fp32_compares_nothing(models: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate_vision.run(arguments("--bundle", str(models / "greens"), "--data", str(data), "--json"))
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["precision"], figures["agreement"]) == ("fp32", None)
+
+
+def test_evaluation_in_bf16_says_how_often_fp32_agrees(
+    data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that calls everything red in bf16: right and in agreement about the two reds of six."""
+
+    class Red(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([1.0, 0.0, 0.0]).expand(len(images), 3)
+
+    of = colour_bundle()
+    monkeypatch.setattr(bundle, "load", lambda _: of)
+    monkeypatch.setattr(precision, "for_serving", lambda _, wanted: (Red(), wanted))
+    evaluate_vision.run(arguments("--bundle", str(data), "--data", str(data), "--precision", "bf16", "--json"))
+    printed = capsys.readouterr().out.splitlines()
+    figures = json.loads(printed[-1])
+    assert figures["precision"] == "bf16" and "the first label is that of fp32 for 33.33 %" in printed[-2]
+    assert figures["top1"] == figures["agreement"] == pytest.approx(100 / 3)
+
+
 def test_flip_averages_the_mirror_image(tmp_path: Path) -> None:
     """A network that looks only at the left column is half right about a picture of two colours."""
 
@@ -192,7 +217,7 @@ def test_flip_averages_the_mirror_image(tmp_path: Path) -> None:
     image.paste(PIXELS["blue"], (4, 0, 8, 8))
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, 8, 8, 3).permute(0, 3, 1, 2)
     of = colour_bundle(model=Left())
-    plain, mirrored = (evaluate_vision._probabilities(of, pixels, flip)[0] for flip in (False, True))
+    plain, mirrored = (evaluate_vision._probabilities(of, of.model, pixels, flip)[0] for flip in (False, True))
     assert plain[0] > 0.99 and mirrored[0] == pytest.approx(0.5, abs=0.01)
     assert mirrored[0] == pytest.approx(mirrored[2])
 

@@ -2,8 +2,10 @@
 
 python -m training.evaluate vision --bundle nasnet-a-cifar10 --data cifar10/test --json
 python -m training.evaluate vision --bundle runs/vision/bundle --data test.csv --report runs/vision/report
+python -m training.evaluate vision --bundle runs/vision/bundle --data test.csv --precision bf16
 
-Files take the serving path: the same decoder, the same preprocessing, the bundle as it is.
+Files take the serving path: the same decoder, the same preprocessing, the bundle as it is. In another precision than
+fp32 the network is the one that would be served in it, and its labels are compared with those of fp32.
 Dimension letters: B batch, S side of the input, K classes.
 """
 
@@ -18,13 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from training import vision_report
 from training.vision_figures import Answers
 from training.vision_files import ImageFiles, read_files
-from vision_zoo import bundle, images
+from vision_zoo import bundle, images, precision
 from vision_zoo.bundle import VisionBundle
 from vision_zoo.transforms import normalise, resize_and_crop
 
@@ -42,6 +44,7 @@ class Figures:
     """top1 and top5 in percent; seconds of wall time for decoding and the network together.
 
     ece: expected calibration error, 0 to 1, of the probabilities as they are served, at `temperature`.
+    agreement: percent of the images with the same first label in `precision` as in fp32; None for fp32 itself.
     """
 
     top1: float
@@ -54,6 +57,8 @@ class Figures:
     bundle: str
     ece: float
     temperature: float
+    precision: str
+    agreement: float | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flip", action="store_true", help="average the probabilities of each image and its mirror image"
     )
+    parser.add_argument(
+        "--precision",
+        choices=(precision.AUTO, *precision.PRECISIONS),
+        default=precision.FP32,
+        help="auto: what this machine serves it in (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write pictures, tables and a page to this folder")
     parser.add_argument("--worst", type=int, default=24, help="images on the contact sheet (default: %(default)s)")
@@ -82,14 +93,22 @@ def run(args: argparse.Namespace) -> None:
             f"--batch-size {args.batch_size}, --workers {args.workers} and --worst {args.worst} must be at least 1"
         )
     loaded = bundle.load(find_bundle(args.bundle))
+    files = read_files(args.data, loaded.labels)
+    network, served = precision.for_serving(loaded.model, args.precision)
     start = time.perf_counter()
-    answers = answer(loaded, read_files(args.data, loaded.labels), args.batch_size, args.workers, args.flip)
-    figures = measure(loaded, answers, time.perf_counter() - start, args.flip)
+    answers = answer(loaded, files, args.batch_size, args.workers, args.flip, network)
+    seconds, agreement = time.perf_counter() - start, None
+    if served != precision.FP32:
+        exact = answer(loaded, files, args.batch_size, args.workers, args.flip)
+        agreement = 100 * float((answers.choices == exact.choices).double().mean())
+    figures = measure(loaded, answers, seconds, args.flip, served, agreement)
     print(
         f"{figures.bundle}: top-1 {figures.top1:.2f} %, top-5 {figures.top5:.2f} % of {figures.images} images, "
         f"{figures.images_per_second:.0f} images/s, {figures.parameters:,} parameters, "
         f"calibration error {figures.ece:.4f}"
     )
+    if agreement is not None:
+        print(f"{served}: the first label is that of fp32 for {agreement:.2f} % of the images")
     if args.report:
         vision_report.write(answers, f"{loaded.name} on {args.data.name}", args.report, args.worst, args.curves)
         print(f"wrote {args.report / 'report.html'}")
@@ -116,21 +135,34 @@ def evaluate(of: VisionBundle, found: list[Sample], batch_size: int, workers: in
     files = ImageFiles(tuple(each.path for each in found), tuple(each.target for each in found), of.labels)
     start = time.perf_counter()
     answers = answer(of, files, batch_size, workers, flip)
-    return measure(of, answers, time.perf_counter() - start, flip)
+    return measure(of, answers, time.perf_counter() - start, flip, precision.FP32, None)
 
 
 @torch.inference_mode()
-def answer(of: VisionBundle, files: ImageFiles, batch_size: int, workers: int, flip: bool = False) -> Answers:
-    """What the bundle says of every file. Raises ValueError naming a file that cannot be decoded."""
+def answer(
+    of: VisionBundle,
+    files: ImageFiles,
+    batch_size: int,
+    workers: int,
+    flip: bool = False,
+    network: nn.Module | None = None,
+) -> Answers:
+    """What the bundle says of every file. Raises ValueError naming a file that cannot be decoded.
+
+    network: the bundle's in another precision; None for the bundle as it is.
+    """
+    network = network or of.model
     found = []
     with tqdm(total=len(files), unit="image", desc=of.name, disable=None) as bar:
         for pixels in _batches(of, files, batch_size, workers):
-            found.append(_probabilities(of, pixels, flip).log().clamp_min(torch.finfo(torch.float32).min))
+            found.append(_probabilities(of, network, pixels, flip).log().clamp_min(torch.finfo(torch.float32).min))
             bar.update(len(pixels))
     return Answers(files, torch.cat(found).clone(), of.temperature)
 
 
-def measure(of: VisionBundle, answers: Answers, seconds: float, flip: bool) -> Figures:
+def measure(
+    of: VisionBundle, answers: Answers, seconds: float, flip: bool, served: str, agreement: float | None
+) -> Figures:
     count = len(answers.files)
     return Figures(
         top1=answers.top(1),
@@ -143,14 +175,16 @@ def measure(of: VisionBundle, answers: Answers, seconds: float, flip: bool) -> F
         bundle=of.name,
         ece=answers.calibration_error(of.temperature),
         temperature=of.temperature,
+        precision=served,
+        agreement=agreement,
     )
 
 
-def _probabilities(of: VisionBundle, pixels: Tensor, flip: bool) -> Tensor:
+def _probabilities(of: VisionBundle, network: nn.Module, pixels: Tensor, flip: bool) -> Tensor:
     """uint8 (B, 3, S, S) -> float64 (B, K), without the bundle's temperature."""
     x = normalise(pixels.to(memory_format=torch.channels_last), of.preprocessing)
-    probabilities: Tensor = of.model(x).double().softmax(dim=1)
-    return (probabilities + of.model(x.flip(3)).double().softmax(dim=1)) / 2 if flip else probabilities
+    probabilities: Tensor = network(x).double().softmax(dim=1)
+    return (probabilities + network(x.flip(3)).double().softmax(dim=1)) / 2 if flip else probabilities
 
 
 def _batches(of: VisionBundle, files: ImageFiles, size: int, workers: int) -> Iterator[Tensor]:

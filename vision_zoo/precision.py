@@ -24,7 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vision_zoo.head import can_cut
 from vision_zoo.operations import STRIDED, SameConv2d, Unit
 
-PRECISIONS = ("fp32", "bf16")
+FP32 = "fp32"
+PRECISIONS = (FP32, "bf16")
 AUTO = "auto"
 SMALL = 3_000_000  # parameters; with fewer the products are too short for bf16 to save what the rounding costs
 
@@ -148,7 +149,7 @@ def available() -> tuple[str, ...]:
     """Precisions whose products this processor has instructions for."""
     supported = _capabilities()
     fast = torch.backends.mkldnn.is_available() and (supported.get("avx512_bf16") or supported.get("amx_bf16"))
-    return PRECISIONS if fast else ("fp32",)
+    return PRECISIONS if fast else (FP32,)
 
 
 def fastest(model: nn.Module) -> str:
