@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
@@ -16,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.vision_fixtures import COLOURS, MeanColour, colour_bundle, picture
+from tests.vision_fixtures import COLOURS, MeanColour, colour_bundle, encoded, noise, picture
 from vision_zoo import inference_service, service
 from vision_zoo.batcher import BatchOptions
 from vision_zoo.classifier import Classifier
+from vision_zoo.images import ImageError
 from vision_zoo.inference_service import InferenceService
 from vision_zoo.neighbours import EmbeddingSets
 from vision_zoo.registration import Registry
@@ -334,3 +336,29 @@ def test_a_server_loads_folders_in_order(tmp_path: Any) -> None:
     vision.close()
     assert not any(thread.name.startswith("batcher") for thread in threading.enumerate())
     assert torch.is_grad_enabled()
+
+
+def test_a_refused_image_leaves_nothing_behind(classifier: Classifier) -> None:
+    """Without the garbage collector, which would come late: the error held the file, and what was decoded of it."""
+    whole = encoded(noise(64, 64), kind="PNG")
+    broken = whole[: len(whole) // 2]
+
+    async def work() -> None:
+        async with serving(classifier) as stub:
+            with pytest.raises(grpc.aio.AioRpcError, match="broken PNG"):
+                await stub.Classify(pb.ClassifyRequest(image=broken))
+
+            async def requests() -> AsyncIterator[pb.ClassifyStreamRequest]:
+                yield pb.ClassifyStreamRequest(request_id="1", request=pb.ClassifyRequest(image=broken))
+
+            (answer,) = [each async for each in stub.ClassifyStream(requests())]
+            assert "broken PNG" in answer.error.message
+            await asyncio.sleep(0.1)
+            assert not [each for each in gc.get_objects() if type(each) is ImageError]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(work)
+    finally:
+        gc.enable()

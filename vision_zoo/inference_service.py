@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
 import grpc.aio
@@ -22,7 +22,7 @@ from vision_zoo.inference_messages import IMAGE_SUFFIX, READY, ModelState, Serve
 from vision_zoo.inference_statistics import InferenceStatistics, RequestTimes
 from vision_zoo.intake import Intake
 from vision_zoo.repository import UnknownModelError
-from vision_zoo.service import Limits
+from vision_zoo.service import Limits, refused
 from vision_zoo.wire import inference_pb2 as pb
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -238,7 +238,7 @@ def unary(method: Callable[[Any], Awaitable[Message]], request: type[Message]) -
         try:
             return await method(message)
         except Exception as error:
-            await context.abort(*status_of(error))
+            return cast(Message, refused(context, *status_of(error)))
 
     return grpc.unary_unary_rpc_method_handler(
         answer, request_deserializer=request.FromString, response_serializer=_serialize

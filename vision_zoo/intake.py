@@ -9,9 +9,10 @@ not wait: else a request of many images could be passed for ever by requests of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -60,7 +61,7 @@ class Intake:
 
     async def pixels(self, classifier: Classifier, files: Sequence[bytes]) -> list[Tensor]:
         """Files -> uint8 (3, S, S) of each. Raises ImageError that says which image, where there are several."""
-        with classifier.coming(len(files)):
+        with _nothing_left(), classifier.coming(len(files)):
             return list(await _together(self._read(classifier, index, files) for index in range(len(files))))
 
     async def probabilities(self, classifier: Classifier, pixels: Sequence[Tensor]) -> Tensor:
@@ -69,10 +70,11 @@ class Intake:
         try:
             for each in pixels:
                 waiting.append(classifier.submit(each))  # noqa: PERF401 (what is queued must be known on an error)
-            return torch.stack([await asyncio.wrap_future(future) for future in waiting])
+            with _nothing_left():
+                return torch.stack([await asyncio.wrap_future(future) for future in waiting])
         finally:
-            for future in waiting:  # those of a call that has ended never run; it does nothing to finished ones
-                future.cancel()
+            while waiting:  # those of a call that has ended never run; it does nothing to finished ones
+                waiting.pop().cancel()
 
     async def _read(self, classifier: Classifier, index: int, files: Sequence[bytes]) -> Tensor:
         try:
@@ -81,6 +83,22 @@ class Intake:
             if len(files) == 1:
                 raise
             raise type(error)(f"image {index}: {error}") from error
+
+
+@contextmanager
+def _nothing_left() -> Iterator[None]:
+    """Empties the frames of what fails inside.
+
+    They and the tasks hold each other, and with them the file and what was decoded of it, until the garbage collector
+    comes by: seldom, in a process with as many objects as torch has.
+    """
+    try:
+        yield
+    except Exception as error:
+        for each in (error, error.__cause__):
+            if each is not None:
+                traceback.clear_frames(each.__traceback__)
+        raise
 
 
 async def _together(works: Iterable[Coroutine[object, object, _T]]) -> list[_T]:

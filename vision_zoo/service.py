@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -220,7 +220,16 @@ async def _answered(work: Awaitable[_T], context: Context) -> _T:
     try:
         return await work
     except Exception as error:
-        await context.abort(*_status(error))
+        return cast(_T, refused(context, *_status(error)))
+
+
+def refused(context: Context, code: grpc.StatusCode, text: str) -> None:
+    """Ends a call for one message with a status; what it returns is not sent.
+
+    Not by `abort`: what that raises stays, with the frames and the request, until the garbage collector comes by.
+    """
+    context.set_code(code)
+    context.set_details(text)
 
 
 def _deadline(context: Context) -> float | None:
