@@ -12,9 +12,10 @@ files, and bombs (small files that would unpack to gigabytes).
 --door stream: one ClassifyStream a client, whose images wait while the server is full. --door single: a Classify call
 an image; where the server is full it refuses, which is counted, and the client tries again a little later.
 
-Held when every good image was answered OK, every other one with the status of its kind, and memory after --warm-up
-seconds did not grow: neither the mean of its last quarter nor its highest value may lie more than --growth per cent
-above the mean of the first. Latencies are of good images, tries that were refused included.
+Held when every good image was answered OK, every other one with the status of its kind, and memory is bounded: after
+--warm-up seconds the mean of its last quarter may lie at most --growth per cent above that of the first, and at no look
+may it be more than --memory above what it was before the clients came. Single images of 25,000,000 pixels are peaks of
+hundreds of MiB, which the means even out. Latencies are of good images, tries that were refused included.
 """
 
 import argparse
@@ -37,20 +38,22 @@ from benchmarks.streaming import rounded
 from benchmarks.vision_soak_clients import DOORS, Seen
 from benchmarks.workers import Worker
 from vision_zoo.bundle import SHIPPED
+from vision_zoo.images import BYTES_PER_PIXEL, PIXEL_LIMIT
+from vision_zoo.service import Limits
 
 USUAL_IMAGES = 16
+# MiB that docs/vision-api.md promises at most: images that are decoded at once, and files of accepted ones
+PROMISED = Limits.decoders * (BYTES_PER_PIXEL * PIXEL_LIMIT / 2**20 + 80) + Limits.images * Limits.image_bytes / 2**20
 
 
 def bars(args: argparse.Namespace) -> list[Bar]:
-    wanted = [
+    return [
         Bar("good images that were sent: at least 1", "good", at_least=1),
         Bar("good images that were not answered OK: none", "errors_good", at_most=0),
         Bar("others that were not answered with the status of their kind: none", "errors_others", at_most=0),
         Bar(f"growth of memory in per cent: at most {args.growth:g}", "rss_growth_percent", at_most=args.growth),
+        Bar(f"memory above the idle server's in MiB: at most {args.memory:.0f}", "rss_added", at_most=args.memory),
     ]
-    if args.memory is not None:
-        wanted.append(Bar(f"memory in MiB: at most {args.memory:g}", "rss_max", at_most=args.memory))
-    return wanted
 
 
 def soak(args: argparse.Namespace, folder: Path) -> tuple[list[Seen], list[Look]]:
@@ -98,6 +101,7 @@ def figures(args: argparse.Namespace, seen: Sequence[Seen], looks: Sequence[Look
     }
     latencies = [each for part in seen for each in part.latencies]
     grown = growth(looks[1:], args.warm_up / 60)
+    highest = max(each.resident for each in looks)
     return {
         "clients": args.clients,
         "seconds": args.seconds,
@@ -112,10 +116,11 @@ def figures(args: argparse.Namespace, seen: Sequence[Seen], looks: Sequence[Look
         "p50_ms": 1000 * percentile(latencies, 0.5),
         "p99_ms": 1000 * percentile(latencies, 0.99),
         "rss_before": looks[0].resident,
-        "rss_max": max(each.resident for each in looks),
+        "rss_max": highest,
+        "rss_added": highest - looks[0].resident,
         "rss_first_quarter": grown.first,
         "rss_last_quarter": grown.last,
-        "rss_growth_percent": grown.per_cent,
+        "rss_growth_percent": 100 * (grown.last / grown.first - 1),
         "rss_mib_per_minute": grown.per_minute,
         "rss": [(60 * each.minute, each.resident) for each in looks],
     }
@@ -173,7 +178,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--every", type=float, default=1.0, metavar="SECONDS", help="between looks at memory (default: %(default)g)")
     add("--warm-up", type=float, default=30.0, metavar="SECONDS", help="before growth counts (default: %(default)g)")
     add("--growth", type=float, default=10.0, metavar="PER CENT", help="of memory, at most (default: %(default)g)")
-    add("--memory", type=float, metavar="MIB", help="of the server, at most (default: only growth is judged)")
+    add(
+        "--memory",
+        type=float,
+        default=PROMISED,
+        metavar="MIB",
+        help="above the idle server's, at most (default: what the limits allow, %(default).0f)",
+    )
     add("--seed", type=int, default=0, help="of what is sent (default: %(default)s)")
     add("--json", action="store_true", help="print the figures as one JSON object on the last line")
     return parser

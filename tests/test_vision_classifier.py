@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.vision_fixtures import COLOURS, TINY, colour_bundle, encoded, noise, picture
+from tests.vision_fixtures import COLOURS, TINY, MeanColour, colour_bundle, encoded, noise, picture
 from vision_zoo.batcher import BatchOptions
 from vision_zoo.classifier import THREADS, Classifier
 from vision_zoo.images import ImageError
 from vision_zoo.nasnet import NASNet
+from vision_zoo.statistics import Totals
 from vision_zoo.transforms import Preprocessing, normalise
 
 
@@ -109,3 +110,21 @@ def test_serving_is_what_training_computes() -> None:
         expected = network(normalise(pixels, bundle.preprocessing)).softmax(1)[0]
     for each in predictions:
         assert each.probability == pytest.approx(expected[each.index].item(), abs=1e-6)
+
+
+def test_warming_up_runs_every_size_of_batch_and_is_not_counted() -> None:
+    sizes: list[int] = []
+
+    class Counting(MeanColour):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(images))
+            answer: torch.Tensor = super().forward(images)
+            return answer
+
+    classifier = Classifier(colour_bundle(model=Counting()), BatchOptions(max_batch=4, max_delay=0.1))
+    classifier.warm_up(seconds=60)
+    assert sizes == [1, 4, 3, 2] and classifier.statistics.totals == Totals()
+    sizes.clear()
+    classifier.warm_up(seconds=0)
+    assert sizes == [1], "as many as there is time for"
+    classifier.close()

@@ -34,9 +34,11 @@ class StepSeed(pl.Callback):
         torch.manual_seed(((self.seed * 1_000_003 + trainer.global_step) * 1_009 + trainer.global_rank) % 2**63)
 
 
-def add_trainer_arguments(parser: argparse.ArgumentParser, epochs: int) -> None:
+def add_trainer_arguments(parser: argparse.ArgumentParser, epochs: int, out: str | None = None) -> None:
+    """epochs 0: the recipe has a default of its own. out: what says of the default folder; None: one must be named."""
     run = parser.add_argument_group("run")
-    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for checkpoints and logs")
+    where = "folder for checkpoints and logs" + (f" (default: {out})" if out else "")
+    run.add_argument("--out", type=Path, required=out is None, metavar="DIR", help=where)
     usual = "default: %(default)s" if epochs else "default: the recipe's"
     run.add_argument("--epochs", type=int, default=epochs, help=f"passes over the training data ({usual})")
     run.add_argument("--resume", action="store_true", help=f"continue from DIR/{LAST} where it exists")

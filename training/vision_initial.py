@@ -3,10 +3,8 @@ classifier starts afresh."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +59,7 @@ def load_initial(network: nn.Module, initial: Initial, labels: tuple[str, ...]) 
         weights = {name: value for name, value in weights.items() if not name.startswith(heads)}
     own = network.state_dict()
     try:
-        fitted = fit_weights(network, weights) if isinstance(network, NASNet) else _with_heads(own, weights, heads)
+        fitted = fit_weights(network, weights) if isinstance(network, NASNet) else zoo.with_heads(own, weights, heads)
         zoo.load_weights(network, fitted)
     except ValueError as error:
         raise ValueError(f"--initial {initial.source}: {error}") from None
@@ -73,21 +71,7 @@ def head_names(network: nn.Module) -> tuple[str, ...]:
     """Prefixes of the parameters whose shape depends on the classes."""
     if isinstance(network, NASNet):
         return ("classifier.", "auxiliary.")
-    settings: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
-    named = settings.get("classifier") or ()
-    names = (named,) if isinstance(named, str) else tuple(named)
-    if not names:
-        raise ValueError(f"{type(network).__name__} does not say which of its layers is the classifier")
-    return tuple(f"{name}." for name in names)
-
-
-def _with_heads(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, Tensor]:
-    """`weights`, with the network's own heads unless theirs fit whole."""
-    theirs = {name: value for name, value in weights.items() if name.startswith(heads)}
-    fresh = {name: value for name, value in own.items() if name.startswith(heads)}
-    fit = {name: value.shape for name, value in theirs.items()} == {name: value.shape for name, value in fresh.items()}
-    rest = {name: value for name, value in weights.items() if name not in theirs}
-    return rest | (theirs if fit else fresh)
+    return zoo.timm_heads(network)
 
 
 def _checkpoint(path: Path) -> Initial | None:

@@ -86,6 +86,8 @@ def choose_architecture(args: argparse.Namespace, num_classes: int, initial: Ini
         given = [f"--{name.replace('_', '-')}" for name in NASNET_ONLY if not _unset(getattr(args, name))]
         if given:
             raise ValueError(f"{', '.join(given)}: for NASNets, not for timm/{chosen.name}")
+        if args.input_size not in (None, size := zoo.fixed_size(chosen)) and size is not None:
+            raise ValueError(f"--input-size {args.input_size}: timm/{chosen.name} takes {size} pixels only")
         return chosen
     if chosen.config.filters < 48:
         # torch 2.14 corrupts memory in the channels-last gradient of a one-channel convolution

@@ -30,6 +30,8 @@ from vision_zoo.transforms import Preprocessing
 
 AUGMENTATIONS = ("auto", "shift", "photo", "none")
 SMALL = 32  # pixels; larger images are augmented as photographs
+PHOTO_EPOCHS = 100  # from fresh weights, of images that are larger: the paper's 600 are CIFAR-10's
+PARTS = ("train", "training", "images", "data")  # names of --data that say nothing of it
 
 # What options that were not given stand for: from fresh weights (the paper's, CIFAR-10), and from initial ones.
 DEFAULTS: dict[str, tuple[object, object]] = {
@@ -50,10 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_arguments(parser)
     _add_recipe_arguments(parser)
     _add_augmentation_arguments(parser)
-    add_trainer_arguments(parser, epochs=600)
+    add_trainer_arguments(parser, epochs=0, out="runs/ and the name of --data")
     parser.set_defaults(epochs=None)
     result = parser.add_argument_group("result", "when the last epoch is done, its best one is exported to OUT/bundle")
-    result.add_argument("--name", help="by which requests choose the model (default: after --data)")
+    result.add_argument("--name", help="by which requests choose the model (default: the name of --out)")
     result.add_argument("--version", default="1", help="of the model (default: %(default)s)")
     result.add_argument("--register", metavar="HOST:PORT", help="send the bundle to a running server, which serves it")
     result.add_argument("--report", action="store_true", help="report on the validation images, in OUT/report")
@@ -124,18 +126,33 @@ def _default(name: str) -> str:
     return f"default: {fresh} | {transfer}"
 
 
-def resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """The arguments with all defaults filled in."""
+def resolve(args: argparse.Namespace, size: int = SMALL) -> argparse.Namespace:
+    """The arguments with all defaults filled in. size: side of the network's input in pixels."""
     chosen = argparse.Namespace(**vars(args))
+    if chosen.out is None:
+        chosen.out = Path("runs", _name_of(args.data))
+    if chosen.epochs is None and size > SMALL and not args.initial:
+        chosen.epochs = PHOTO_EPOCHS
+    if chosen.find_lr and chosen.tune is None:
+        chosen.tune = "full"  # of all layers together: a search while most are frozen would be the head's
     for name, values in DEFAULTS.items():
         if getattr(chosen, name) is None:
             setattr(chosen, name, values[bool(args.initial)])
     if chosen.unfreeze_after is None:
         chosen.unfreeze_after = max(1, chosen.epochs // 10)
+    if chosen.strategy == "auto" and chosen.devices * chosen.nodes > 1:
+        chosen.strategy = "ddp"  # what it would become
     if chosen.tune == "gradual" and chosen.strategy.endswith(("ddp", "ddp_spawn")):
         # A frozen backbone has no gradients, for which the processes would wait.
         chosen.strategy += "_find_unused_parameters_true"
     return chosen
+
+
+def _name_of(data: Path) -> str:
+    """What a folder or table of images is about: the one above, where it says only which part of a set it is."""
+    path = data.resolve()
+    stem = path.parent.name if path.stem.lower() in PARTS else path.stem
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")[:64] or "model"
 
 
 def options(args: argparse.Namespace, augment: str) -> VisionOptions:
@@ -160,10 +177,10 @@ def options(args: argparse.Namespace, augment: str) -> VisionOptions:
 
 def run(args: argparse.Namespace) -> None:
     """Train, or go on with a training that was killed; then export, calibrate and report."""
-    args = resolve(args)
-    checkpoint = checkpoint_to_resume(args)
     initial = read_source(args)
     preprocessing = choose_preprocessing(args, initial)
+    args = resolve(args, preprocessing.size)
+    checkpoint = checkpoint_to_resume(args)
     augment = args.augment if args.augment != "auto" else "photo" if preprocessing.size > SMALL else "shift"
     chosen = options(args, augment)
     train, validation = _files(args)
@@ -216,7 +233,7 @@ def _finish(args: argparse.Namespace, train: ImageFiles, validation: ImageFiles)
     """OUT/bundle with the temperature of the validation images; which images were used stands beside it."""
     write_files(train, args.out / "train.csv")
     write_files(validation, args.out / "validation.csv")
-    name = args.name or re.sub(r"[^a-z0-9._-]+", "-", args.data.resolve().stem.lower()).strip("._-")[:64] or "model"
+    name = args.name or _name_of(args.out)
     made = bundle.load(
         export(
             argparse.Namespace(

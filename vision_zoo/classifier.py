@@ -6,6 +6,7 @@ its sisters return at once; the model runs in the batcher's thread only.
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from vision_zoo.statistics import Statistics
 from vision_zoo.transforms import normalise, resize_and_crop
 
 DEFAULT_TOP_K = 5
+WARM_UP_SECONDS = 3.0
 # What one thread of this process sets, torch gives to every thread that begins later: asked before there are any.
 THREADS = torch.get_num_threads()
 
@@ -138,10 +140,22 @@ class Classifier:
         if top_k < 1:
             raise ValueError(f"top_k {top_k} must be at least 1")
 
-    def warm_up(self) -> None:
-        """Runs the network once: the first pass is slow, and one that cannot run should not be served."""
-        size = self.bundle.preprocessing.size
-        self.submit(torch.zeros(3, size, size, dtype=torch.uint8)).result()
+    def warm_up(self, seconds: float = WARM_UP_SECONDS) -> None:
+        """Runs the network once, because one that cannot run should not be served, and then batches of other sizes.
+
+        The first batch of a size is slow and takes memory for good (oneDNN compiles kernels for it and keeps them), so
+        as many sizes as `seconds` allow have had theirs before anybody waits; the largest comes first.
+        """
+        side = self.bundle.preprocessing.size
+        image, begin = torch.zeros(3, side, side, dtype=torch.uint8), time.monotonic()
+        for size in (1, *range(min(self.batching.max_batch, self.batching.capacity), 1, -1)):
+            with self.coming(size):
+                waiting = [self.submit(image) for _ in range(size)]
+            for future in waiting:
+                future.result()
+            if time.monotonic() - begin > seconds:
+                break
+        self.statistics.clear()  # nobody asked for these
 
     def close(self) -> None:
         self._batcher.close()

@@ -76,6 +76,11 @@ class Statistics:
                 batches={**now.batches, size: now.batches.get(size, 0) + 1},
             )
 
+    def clear(self) -> None:
+        """As if nothing had been asked yet."""
+        with self._lock:
+            self._totals = Totals()
+
     def dropped(self, reason: Dropped) -> None:
         with self._lock:
             now = self._totals

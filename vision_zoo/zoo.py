@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -155,6 +155,13 @@ def create_features(
     return FeatureMaps(model, out_indices)
 
 
+def fixed_size(of: Architecture) -> int | None:
+    """The one side in pixels that the network takes, where it takes no other: some transformers of timm."""
+    if isinstance(of, NASNetArchitecture) or not _timm_settings(of.name).get("fixed_input_size"):
+        return None
+    return preprocessing(of).size
+
+
 def describe(model: nn.Module) -> Architecture:
     """The architecture of a network made by this module, so that it can be stored and built again."""
     if isinstance(model, NASNet):
@@ -201,18 +208,52 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     model.load_state_dict(weights)
 
 
+def with_heads(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """`weights`, with the network's own parameters under the prefixes `heads` unless theirs fit whole."""
+    theirs = {name: value for name, value in weights.items() if name.startswith(heads)}
+    fresh = {name: value for name, value in own.items() if name.startswith(heads)}
+    fit = {name: value.shape for name, value in theirs.items()} == {name: value.shape for name, value in fresh.items()}
+    rest = {name: value for name, value in weights.items() if name not in theirs}
+    return rest | (theirs if fit else fresh)
+
+
+def timm_heads(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the parameters of a timm model whose shape depends on the classes. ValueError where it is silent."""
+    settings: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    named = settings.get("classifier") or ()
+    names = (named,) if isinstance(named, str) else tuple(named)
+    if not names:
+        raise ValueError(f"{type(model).__name__} does not say which of its layers is the classifier")
+    return tuple(f"{name}." for name in names)
+
+
 def _create_timm(wanted: TimmArchitecture, weights: str | Path | None, **options: Any) -> nn.Module:
-    overlay = None
-    if weights not in (None, PRETRAINED):
-        read_weights(Path(str(weights)))  # names what is wrong with the file, which timm does not
-        overlay = {"file": str(weights)}
+    if weights in (None, PRETRAINED):
+        return _timm_model(wanted, weights, num_classes=wanted.num_classes, **options)
+    file = Path(str(weights))
+    given = read_weights(file)  # names what is wrong with the file, which timm does not
+    model = _timm_model(wanted, None, num_classes=wanted.num_classes)
+    try:
+        load_weights(model, with_heads(model.state_dict(), given, timm_heads(model)))
+    except ValueError as unfit:
+        # Perhaps in the layout of its authors, which timm rearranges: for the published classes it must then fit whole.
+        try:
+            model = _timm_model(wanted, file)
+        except ValueError:
+            raise ValueError(f"{file} does not fit timm/{wanted.name}: {unfit}") from None
+        rearranged: Any = model
+        if rearranged.num_classes != wanted.num_classes:
+            rearranged.reset_classifier(wanted.num_classes)
+    # Feature maps have names of their own, which timm fills in: with what has been found to fit.
+    return _timm_model(wanted, file, num_classes=wanted.num_classes, **options) if options else model
+
+
+def _timm_model(wanted: TimmArchitecture, weights: str | Path | None, **options: Any) -> nn.Module:
+    """By timm's own loading, which takes what fits where num_classes is not the published number."""
+    overlay = None if weights in (None, PRETRAINED) else {"file": str(weights)}
     try:
         model: nn.Module = _timm().create_model(
-            wanted.name,
-            num_classes=wanted.num_classes,
-            pretrained=weights is not None,
-            pretrained_cfg_overlay=overlay,
-            **options,
+            wanted.name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, **options
         )
     except Exception as error:  # downloading raises the errors of several HTTP libraries
         reason = (str(error).splitlines() or [type(error).__name__])[0]
