@@ -14,7 +14,7 @@ from pathlib import Path
 
 from asr_server import client, connection, tokens_cli
 from asr_server.client import ClientError, ClientOptions, Heard
-from asr_server.options import PRECISIONS, Limits, Running, ServerOptions, Telemetry
+from asr_server.options import PRECISIONS, Limits, Running, ServerOptions, Telemetry, VisionLimits
 from asr_server.pcm import Samples
 from asr_server.security_options import SecurityOptions
 from asr_server.transcripts import FORMATS, Segment, Transcript, render
@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
-    usual, limits = ServerOptions(), Limits()
+    usual, limits, vision = ServerOptions(), Limits(), VisionLimits()
     command.set_defaults(run=_serve)
     command.add_argument("--host", default=usual.host, help="address to listen on (default: %(default)s)")
     command.add_argument("--port", type=int, default=usual.port, help="0 takes any free one (default: %(default)s)")
@@ -143,6 +143,15 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         metavar="PRECISION",
         help="of vision networks: auto, fp32 or bf16 (default: %(default)s)",
     )
+    for name, kind, default, meaning in (
+        ("queue", int, vision.images, "images accepted and not yet answered; more single ones get RESOURCE_EXHAUSTED"),
+        ("decoders", int, vision.decoders, "images decoded at once, each in up to 880 MB"),
+        ("batch", int, vision.batch, "images that share a run of their network at most"),
+        ("delay", float, vision.delay_seconds, "seconds that an image may wait for company; 0: never"),
+    ):
+        command.add_argument(
+            f"--vision-{name}", type=kind, default=default, metavar="N", help=f"{meaning} (default: %(default)s)"
+        )
     command.add_argument(
         "--threads", type=int, default=usual.threads, help="of the network and the searches (default: %(default)s)"
     )
@@ -255,6 +264,7 @@ def _serve(args: argparse.Namespace) -> int:
         audio_folder=args.audio_folder,
         precision=args.precision,
         vision_precision=args.vision_precision,
+        vision_limits=VisionLimits(args.vision_queue, args.vision_decoders, args.vision_batch, args.vision_delay),
         threads=args.threads,
         keepalive_seconds=args.keepalive_seconds,
         drain_seconds=args.drain_seconds,

@@ -45,6 +45,24 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class VisionLimits:
+    """What the vision services take in, all contracts together, and how images share batches."""
+
+    images: int = 64  # accepted and not yet answered; single calls beyond them are refused, streams wait
+    decoders: int = 2  # images decoded at once; each needs up to 880 MB
+    batch: int = 16  # images at most
+    delay_seconds: float = 0.003  # that an image may wait for company (docs/vision-api.md); 0: never
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.decoders, self.batch) < 1:
+            raise ValueError(
+                f"images {self.images}, decoders {self.decoders} and batch {self.batch} of vision must be at least 1"
+            )
+        if not 0 <= self.delay_seconds <= 1:
+            raise ValueError(f"the delay of vision's batches is {self.delay_seconds}: 0 to 1 second")
+
+
+@dataclass(frozen=True)
 class Telemetry:
     """What operators get to see."""
 
@@ -72,6 +90,7 @@ class ServerOptions:
     drain_seconds: float = 10.0  # for calls in progress when the server is told to stop
     reload_seconds: float = 10.0  # between looks at the models' folders; 0: only on SIGHUP
     limits: Limits = field(default_factory=Limits)
+    vision_limits: VisionLimits = field(default_factory=VisionLimits)
     audio_folder: Path | None = None  # whose files LongRunningRecognize may read as file:// uris
     operations: OperationLimits = field(default_factory=OperationLimits)
     batching: BatchOptions = field(default_factory=BatchOptions)

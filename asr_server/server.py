@@ -132,7 +132,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         )
         await asyncio.to_thread(reloader.begin)
         _check_default(options.default_model, catalogue)
-        vision = await asyncio.to_thread(_vision, folders, options.registry, options.vision_precision)
+        vision = await asyncio.to_thread(_vision, folders, options)
         stack.enter_context(closing(vision))
         metrics.read_at_scrapes(statistics.DESCRIPTIONS, lambda: _counts(vision.repository))
         models = Running(address, tuple(engine.name for engine in catalogue), vision.models, metrics_port)
@@ -182,21 +182,23 @@ def load_catalogue(folders: tuple[Path, ...], precision: str = "fp32", threads: 
     return Catalogue(engines, default=asr_server.bundle.SHIPPED_DEFAULT)
 
 
-def _vision(folders: tuple[Path, ...], kept: Path | None, precision: str) -> VisionService:
-    """kept: where clients may register what is served then, and after a restart; None: they may not. ValueError."""
+def _vision(folders: tuple[Path, ...], options: ServerOptions) -> VisionService:
+    """Where options.registry is a folder, clients may register what is served then, and after a restart. ValueError."""
+    given, kept = options.vision_limits, options.registry
+    limits = vision_zoo.service.Limits(images=given.images, decoders=given.decoders)
 
     def make(bundle: VisionBundle) -> Classifier:
-        """With room for all that is let in and for the run that warms it up."""
-        batching = batcher.BatchOptions(capacity=vision_zoo.service.Limits.images + 1)
-        return Classifier(bundle, batching, precision=precision)
+        """With room for all that is let in and for the batches that warm it up."""
+        batching = batcher.BatchOptions(given.batch, given.delay_seconds, capacity=given.images + given.batch)
+        return Classifier(bundle, batching, precision=options.vision_precision)
 
     if kept is None:
-        return VisionService(Repository.load_all(folders, make))
+        return VisionService(Repository.load_all(folders, make), limits)
     is_among_them = any(folder.resolve() == kept.resolve() for folder in folders)
     repository = Repository.load_all(folders if is_among_them else (*folders, kept), make)
     embeddings = kept / EMBEDDINGS
     embeddings.mkdir(exist_ok=True)
-    return VisionService(repository, registry=Registry(kept, repository), sets=EmbeddingSets(embeddings))
+    return VisionService(repository, limits, Registry(kept, repository), EmbeddingSets(embeddings))
 
 
 def _counts(repository: Repository) -> list[Counts]:

@@ -261,6 +261,53 @@ def test_too_many_images_are_refused_and_cancelled_ones_never_run() -> None:
     run(work)
 
 
+def test_priority_and_timeout_are_tritons() -> None:
+    model = Gated()
+    classifier = colours(model=model)
+    classifier.close()
+    classifier = Classifier(classifier.bundle, BatchOptions(max_batch=1, max_delay=0.0))
+    order: list[str] = []
+
+    def wanted(name: str, **parameters: int) -> pb.ModelInferRequest:
+        request = files(picture(), name=name)
+        for key, value in parameters.items():
+            request.parameters[key].uint64_param = value
+        return request
+
+    async def work() -> None:
+        async with stub_of(classifier) as stub:
+
+            async def ask(name: str, **parameters: int) -> None:
+                order.append((await stub.ModelInfer(wanted(name, **parameters))).id)
+
+            asked = [asyncio.ensure_future(ask("first"))]
+            await asyncio.to_thread(model.entered.wait, WAIT)
+            for waiting, (name, parameters) in enumerate(
+                (("usual", {}), ("less", {"priority": 90}), ("most", {"priority": 1}), ("late", {"timeout": 1000}))
+            ):
+                asked.append(asyncio.ensure_future(ask(name, **parameters)))
+                while classifier.waiting <= waiting:
+                    await asyncio.sleep(0.005)
+            model.gate.set()
+            late = (await asyncio.gather(*asked, return_exceptions=True))[-1]
+            assert isinstance(late, grpc.aio.AioRpcError) and late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert order == ["first", "most", "less", "usual"] and model.batches == [1] * 4
+            for parameters, text in (
+                ({"priority": 101}, "parameter 'priority' is 101: 1, the most urgent, to 100"),
+                ({"timeout": -1}, "parameter 'timeout' is -1"),
+            ):
+                request = files(picture())
+                for key, value in parameters.items():
+                    request.parameters[key].int64_param = value
+                with pytest.raises(grpc.aio.AioRpcError, match=text):
+                    await stub.ModelInfer(request)
+            request.parameters["timeout"].string_param = "soon"
+            with pytest.raises(grpc.aio.AioRpcError, match="'timeout' must be an integer, not string_param"):
+                await stub.ModelInfer(request)
+
+    run(work)
+
+
 async def _ids(answers: AsyncIterator[pb.ModelStreamInferResponse]) -> list[str]:
     return [answer.infer_response.id async for answer in answers]
 

@@ -188,6 +188,8 @@ def test_server_errors(server: Process, capsys: pytest.CaptureFixture[str], tmp_
     )
     assert "port 70000 must be between 0 and 65535" in failed(capsys, *serve, "70000")
     assert "threads 0 and calls 256 must be at least 1" in failed(capsys, *serve, "0", "--threads", "0")
+    assert "batch 0 of vision must be at least 1" in failed(capsys, *serve, "0", "--vision-batch", "0")
+    assert "vision's batches is 2.0: 0 to 1 second" in failed(capsys, *serve, "0", "--vision-delay", "2")
     broken = save_toy_bundle(tmp_path, "broken")
     (broken / "model.safetensors").write_bytes(b"damaged")
     assert "cannot be read as safetensors" in failed(capsys, *serve, "0", "--models", str(tmp_path))

@@ -12,7 +12,7 @@ import torch
 
 from asr_server import cli
 from asr_server.connection import TOKEN_VARIABLE, Connection
-from asr_server.options import Running, ServerOptions, Telemetry
+from asr_server.options import Running, ServerOptions, Telemetry, VisionLimits
 from asr_server.security_options import SecurityOptions
 from tests.certificates import Authority
 from tests.speech_fixtures import serving
@@ -77,7 +77,9 @@ def test_what_is_registered_is_served_again_after_a_restart(tmp_path: Path, netw
                 ]
             )
         )
-        assert 'nv_inference_exec_count{model="bees",version="2"} 2.0' in scrape(server), "the warming up, and ours"
+        assert 'nv_inference_exec_count{model="bees",version="2"} 1.0' in scrape(server), (
+            "ours; warming up does not count"
+        )
     with serving(options(empty, registry=registry)) as server, grpc.insecure_channel(server.address) as channel:
         assert server.vision_models == ("bees",)
         stub = vision_pb2_grpc.VisionStub(channel)
@@ -94,6 +96,19 @@ def test_a_folder_of_models_may_take_what_is_registered(models: Path, tmp_path: 
     with serving(options(models, registry=models)) as server, grpc.insecure_channel(server.address) as channel:
         listed = vision_pb2_grpc.VisionStub(channel).ListModels(vision_pb2.ListModelsRequest(), timeout=60).models
         assert [(each.name, each.version) for each in listed] == [("birds", "2"), ("birds", "1")]
+
+
+def test_limits_of_batches_and_of_the_queue(models: Path) -> None:
+    chosen = replace(options(models), vision_limits=VisionLimits(images=2, decoders=1, batch=3, delay_seconds=0.25))
+    with serving(chosen) as server, grpc.insecure_channel(server.address) as channel:
+        stub = GRPCInferenceServiceStub(channel)
+        config = stub.ModelConfig(inference_pb2.ModelConfigRequest(name="birds"), timeout=60).config
+        assert config.max_batch_size == 3
+        assert config.dynamic_batching.max_queue_delay_microseconds == 250_000
+        images = inference_pb2.ModelInferRequest(model_name="birds_image")
+        images.inputs.add(name="images", datatype="BYTES", shape=[3, 1]).contents.bytes_contents.extend([picture()] * 3)
+        with pytest.raises(grpc.RpcError, match="3 images in one request; the limit is 2"):
+            stub.ModelInfer(images, timeout=60)
 
 
 def test_clients_may_do_nothing_of_it_unless_an_operator_allows_it(
@@ -114,18 +129,18 @@ def test_models_are_loaded_unloaded_and_counted(models: Path) -> None:
     with serving(options(models, model_control=True)) as server, grpc.insecure_channel(server.address) as channel:
         vision, inference = vision_pb2_grpc.VisionStub(channel), GRPCInferenceServiceStub(channel)
         before = scrape(server)
-        assert f"{series} 1.0" in before, "the run that warmed it up"
+        assert f"{series} 0.0" in before, "warming up does not count"
         vision.Classify(vision_pb2.ClassifyRequest(image=picture()), timeout=60)
         request = inference_pb2.ModelInferRequest(model_name="birds_image")
         request.inputs.add(name="images", datatype="BYTES", shape=[2, 1]).contents.bytes_contents.extend(
             [picture()] * 2
         )
         inference.ModelInfer(request, timeout=60)
-        assert f"{series} 4.0" in scrape(server), "of both contracts together"
+        assert f"{series} 3.0" in scrape(server), "of both contracts together"
         inference.RepositoryModelUnload(inference_pb2.RepositoryModelUnloadRequest(model_name="birds"), timeout=60)
         assert series not in scrape(server)
         inference.RepositoryModelLoad(inference_pb2.RepositoryModelLoadRequest(model_name="birds"), timeout=60)
-        assert f"{series} 1.0" in scrape(server)
+        assert f"{series} 0.0" in scrape(server)
 
 
 def test_a_folder_that_will_not_do_is_one_line(

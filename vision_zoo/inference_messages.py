@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from vision_zoo.batcher import Urgency
 from vision_zoo.classifier import Classifier
 from vision_zoo.inference_tensors import BYTES, FLOATS, raw_elements, raw_floats, read_files, read_pixels, the_input
 from vision_zoo.wire import inference_pb2 as pb
@@ -31,7 +32,8 @@ PLATFORM = "pytorch"
 READY = "READY"
 PIXELS, IMAGES, PROBABILITIES = "pixels", "images", "probabilities"  # the tensors' names
 LABELS_FILE = "labels.txt"  # Triton's clients want the name of such a file before they ask for classes
-_CLASSIFICATION = "classification"
+_CLASSIFICATION, _PRIORITY, _TIMEOUT = "classification", "priority", "timeout"
+LEAST_URGENT = 100
 
 
 class ModelState(Protocol):
@@ -97,11 +99,37 @@ def read_class_count(request: pb.ModelInferRequest) -> int:
         raise ValueError(f"output {PROBABILITIES!r}: shared memory is not supported; read it from the response")
     if _CLASSIFICATION not in parameters:
         return 0
-    choice = parameters[_CLASSIFICATION]
-    count = choice.int64_param or choice.uint64_param
+    count = _integer(parameters, _CLASSIFICATION)
     if count < 1:
         raise ValueError(f"parameter {_CLASSIFICATION!r} of output {PROBABILITIES!r} must be an integer of at least 1")
     return count
+
+
+def read_urgency(request: pb.ModelInferRequest, now: float) -> Urgency:
+    """By Triton's parameters: `priority` 1 is the most urgent, `timeout` is in microseconds from now on.
+
+    0 of either is as if it were not there. now: time.monotonic(). Raises ValueError.
+    """
+    priority, timeout = (_integer(request.parameters, name) for name in (_PRIORITY, _TIMEOUT))
+    if not 0 <= priority <= LEAST_URGENT:
+        raise ValueError(f"parameter {_PRIORITY!r} is {priority}: 1, the most urgent, to {LEAST_URGENT}, or 0")
+    if timeout < 0:
+        raise ValueError(f"parameter {_TIMEOUT!r} is {timeout}: microseconds of at least 1, or 0 for none")
+    return Urgency(LEAST_URGENT + 1 - priority if priority else 0, now + timeout / 1e6 if timeout else None)
+
+
+def _integer(parameters: Mapping[str, pb.InferParameter], name: str) -> int:
+    """0 where it is not there; Triton's clients disagree on the type. Raises ValueError for what is no integer."""
+    if name not in parameters:
+        return 0
+    given = parameters[name]
+    match given.WhichOneof("parameter_choice"):
+        case "int64_param":
+            return given.int64_param
+        case "uint64_param":
+            return given.uint64_param
+        case other:
+            raise ValueError(f"parameter {name!r} must be an integer, not {other or 'empty'}")
 
 
 def write_response(

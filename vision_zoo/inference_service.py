@@ -144,11 +144,12 @@ class InferenceService:
         statistics, begin = self._statistics_of(model), time.perf_counter()
         try:
             class_count = messages.read_class_count(request)
+            urgency = messages.read_urgency(request, time.monotonic())
             async with self._intake.places(messages.declared_images(request, model), wait):
                 given = await self._intake.off_loop(messages.read_request, request, model, self._limits.image_bytes)
                 pixels = await self._intake.pixels(model.classifier, given) if isinstance(given, tuple) else given
                 prepared = time.perf_counter()
-                probabilities = await self._intake.probabilities(model.classifier, tuple(pixels))
+                probabilities = await self._intake.probabilities(model.classifier, tuple(pixels), urgency)
             computed = time.perf_counter()
             response = messages.write_response(request, model, probabilities, class_count)
         except Exception:

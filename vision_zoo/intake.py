@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vision_zoo.batcher import QueueFullError
+from vision_zoo.batcher import QueueFullError, Urgency
 from vision_zoo.classifier import Classifier
 
 _T = TypeVar("_T")
@@ -64,12 +64,14 @@ class Intake:
         with _nothing_left(), classifier.coming(len(files)):
             return list(await _together(self._read(classifier, index, files) for index in range(len(files))))
 
-    async def probabilities(self, classifier: Classifier, pixels: Sequence[Tensor]) -> Tensor:
-        """B times what Classifier.submit takes -> (B, K). Raises QueueFullError."""
+    async def probabilities(
+        self, classifier: Classifier, pixels: Sequence[Tensor], urgency: Urgency | None = None
+    ) -> Tensor:
+        """B times what Classifier.submit takes -> (B, K). Raises QueueFullError and ExpiredError."""
         waiting = []
         try:
             for each in pixels:
-                waiting.append(classifier.submit(each))  # noqa: PERF401 (what is queued must be known on an error)
+                waiting.append(classifier.submit(each, urgency))  # noqa: PERF401 (what is queued must be known on an error)
             with _nothing_left():
                 return torch.stack([await asyncio.wrap_future(future) for future in waiting])
         finally:
