@@ -105,11 +105,12 @@ def test_a_clip_that_sounds_like_no_place_is_rejected_and_says_why() -> None:
     assert [each.clip.name for each in every.rejected] == ["nothing"]
 
 
-def test_a_bank_needs_a_reference() -> None:
+def test_without_a_reference_all_clips_are_one() -> None:
     clips = [Clip.of("rain", hiss(0)), Clip.of("wind", hiss(1))]
-    with pytest.raises(ValueError, match="none of 2 noise clips is a reference: no id has one of _places_"):
-        judge(clips, NoiseOptions(), RATE)
-    assert len(judge(clips, NoiseOptions(reference=()), RATE).clips) == 2
+    bank = judge(clips, NoiseOptions(), RATE)
+    assert len(bank.clips) == 2 and bank.reference == 0
+    assert "2 of 2 clips used, 0 rejected, by all of them: no id says" in bank.summary()
+    assert "by 1 clips of real places" in judge(clips, NoiseOptions(reference=("rain",)), RATE).summary()
 
 
 def test_recordings_are_cut_and_the_held_out_ones_stay_away(tmp_path: Path) -> None:
@@ -149,7 +150,9 @@ def test_the_command_prints_the_summary_or_one_line(
     main()
     assert capsys.readouterr().out == "noise: 2 of 2 clips used, 0 rejected\n"
     monkeypatch.setattr("sys.argv", ["noise", str(manifest)])
+    main()
+    assert "by all of them" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["noise", str(tmp_path / "nothing.jsonl")])
     with pytest.raises(SystemExit) as stop:
         main()
-    assert stop.value.code == 2
-    assert "none of 2 noise clips is a reference" in capsys.readouterr().err
+    assert stop.value.code == 2 and "nothing.jsonl" in capsys.readouterr().err

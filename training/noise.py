@@ -3,12 +3,13 @@
     python -m training.noise noise-*.jsonl      # what is used, what is rejected and why
 
 Noise is a sum of several clips (Hannun et al. 2014, section 4.1): one clip heard often would be learned by heart. A
-sum of arbitrary clips can be a noise that no place has, so a candidate is rejected when its power in any frequency band
-differs too much from that of real noisy recordings. The paper's own noisy recordings are not public. The reference here
-is the clips of the same sources that were recorded in places, streets and vehicles (`NoiseOptions.reference`): a
-real background each, though without a talker in front of it. In every band the reference has a mean level in decibels,
-relative to the whole clip, and a standard deviation over its clips; a candidate that is more than
-`NoiseOptions.deviations` of them away in some band is rejected. The reference clips are judged by the same rule.
+sum of arbitrary clips can be a noise that no place has, so a candidate is rejected when its power in any frequency
+band differs too much from that of real noisy recordings. The paper's own noisy recordings are not public. The
+reference here is the clips of the same sources that were recorded in places, streets and vehicles
+(`NoiseOptions.reference`): a real background each, though without a talker in front of it; where no clip is one, all
+are. In every band the reference has a mean level in decibels, relative to the whole clip, and a standard deviation
+over its clips; a candidate that is more than `NoiseOptions.deviations` of them away in some band is rejected. The
+reference clips are judged by the same rule.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BANDS = (50, 125, 250, 500, 1000, 2000, 4000, 6000, 8000)  # Hz; about octaves, 
 FLOOR = -60.0  # decibels below the whole clip; a codec's empty band is no further away than this
 SILENCE = 1e-7  # mean square, -70 dB: amplified to be heard, such a clip would be the hiss of its codec
 HELD_OUT_PERCENT = 30
+REFERENCE_HELP = "in the ids of recordings of real places, which all are judged by; where there are none, all are"
 # Of 20 000 salts, the one that holds out the most even share of every kind of sound among those that hold out a
 # recording of each background of the paper's noisy test, while training keeps others of a cafeteria, of water and rain.
 SALT = 12227
@@ -53,7 +55,7 @@ class NoiseOptions:
     """How clips are cut and judged."""
 
     clip_seconds: float = 10.0  # longer recordings are cut into equal parts of about this length
-    reference: tuple[str, ...] = ("_places_", "_urban_", "_transport_")  # in the ids of reference recordings; () is all
+    reference: tuple[str, ...] = ("_places_", "_urban_", "_transport_")  # in the ids of reference recordings
     deviations: float = 3.0  # in standard deviations of the reference; 0 rejects nothing but silence
     testing: bool = False  # take the held-out recordings instead of the others
 
@@ -97,10 +99,11 @@ class NoiseBank:
 
     clips: tuple[Clip, ...]
     rejected: tuple[Rejected, ...] = ()
+    reference: int | None = None  # how many clips all were judged by; 0: by all of them; None: they were not
 
     @classmethod
     def from_manifest(cls, paths: Sequence[Path], options: NoiseOptions | None = None, rate: int = 16000) -> NoiseBank:
-        """Read, cut and judge the recordings of manifests; ValueError when none is a reference or none is left."""
+        """Read, cut and judge the recordings of manifests; ValueError when none is left."""
         options = options or NoiseOptions()
         clips = [clip for path in paths for clip in _read(path, options, rate)]
         bank = judge(clips, options, rate)
@@ -122,7 +125,10 @@ class NoiseBank:
     def summary(self) -> str:
         """One line about what is used and what not, one more for each recording with rejected clips."""
         judged = len(self.clips) + len(self.rejected)
-        lines = [f"noise: {len(self.clips)} of {judged} clips used, {len(self.rejected)} rejected"]
+        judges = "" if self.reference is None else f", by {self.reference} clips of real places"
+        if self.reference == 0:
+            judges = ", by all of them: no id says which were recorded in a real place"
+        lines = [f"noise: {len(self.clips)} of {judged} clips used, {len(self.rejected)} rejected{judges}"]
         for name, count in Counter(each.clip.name for each in self.rejected).items():
             each = next(each for each in self.rejected if each.clip.name == name)
             reason = f"{each.band}, {each.level:.0f} dB; the reference has {each.mean:.0f} +- {each.deviation:.0f} dB"
@@ -143,16 +149,16 @@ def band_levels(samples: Samples, rate: int) -> NDArray[np.float64]:
 
 
 def judge(clips: Sequence[Clip], options: NoiseOptions, rate: int) -> NoiseBank:
-    """Sort candidates into used and rejected; ValueError when no clip is a reference."""
+    """Sort candidates into used and rejected."""
     loud = [clip for clip in clips if clip.power > SILENCE]
     rejected = [Rejected(clip, "", 0, 0, 0) for clip in clips if clip.power <= SILENCE]
     if not options.deviations or not loud:
         return NoiseBank(tuple(loud), tuple(rejected))
     levels = np.array([band_levels(to_float(clip.samples), rate) for clip in loud])
-    words = options.reference or ("",)
-    known = np.array([any(word in clip.name for word in words) for clip in loud])
-    if not known.any():
-        raise ValueError(f"none of {len(loud)} noise clips is a reference: no id has one of {', '.join(words)} in it")
+    known = np.array([any(word in clip.name for word in options.reference) for clip in loud])
+    reference = int(known.sum())
+    if not reference:
+        known[:] = True
     mean, deviation = levels[known].mean(axis=0), np.maximum(levels[known].std(axis=0), 1.0)
     distances = np.abs(levels - mean) / deviation
     used = []
@@ -163,7 +169,7 @@ def judge(clips: Sequence[Clip], options: NoiseOptions, rate: int) -> NoiseBank:
         else:
             band = f"{BANDS[worst]}-{BANDS[worst + 1]} Hz"
             rejected.append(Rejected(clip, band, level[worst], mean[worst], deviation[worst]))
-    return NoiseBank(tuple(used), tuple(rejected))
+    return NoiseBank(tuple(used), tuple(rejected), reference)
 
 
 def _read(path: Path, options: NoiseOptions, rate: int) -> Iterator[Clip]:
@@ -185,10 +191,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.noise", description="Show which noise clips are used.")
     parser.add_argument("manifests", type=Path, nargs="+")
     parser.add_argument("--deviations", type=float, default=NoiseOptions.deviations, help="default %(default)s")
+    parser.add_argument("--reference", nargs="*", default=NoiseOptions.reference, metavar="WORD", help=REFERENCE_HELP)
     parser.add_argument("--testing", action="store_true", help="judge the held-out recordings instead")
     args = parser.parse_args()
     try:
-        options = NoiseOptions(deviations=args.deviations, testing=args.testing)
+        options = NoiseOptions(reference=(*args.reference,), deviations=args.deviations, testing=args.testing)
         print(NoiseBank.from_manifest(args.manifests, options).summary())
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

@@ -21,7 +21,7 @@ from asr_server.alphabet import Alphabet
 from asr_server.features import Features
 from training.augment import AugmentOptions, Spectrum, augment
 from training.mixing import Samples
-from training.noise import NoiseBank
+from training.noise import NoiseBank, NoiseOptions
 from training.recordings import Recordings
 from training.speech_manifest import Utterance, read_manifest
 from training.time_parallel import data_rank_and_world
@@ -203,6 +203,7 @@ class SpeechData(pl.LightningDataModule):
         options: DataOptions,
         augmentation: tuple[WaveformOptions, AugmentOptions] | None = None,
         noises: Sequence[Path] = (),
+        noise_options: NoiseOptions | None = None,
     ) -> None:
         super().__init__()
         self.options = options
@@ -213,7 +214,7 @@ class SpeechData(pl.LightningDataModule):
             raise ValueError(f"none of the {len(found)} training utterances is at most {options.longest} s long")
         rate = features.config.sample_rate
         recordings = Recordings(usable, rate, options.keep_hours)
-        self.noises = NoiseBank.from_manifest(noises, rate=rate) if noises else None
+        self.noises = NoiseBank.from_manifest(noises, noise_options, rate) if noises else None
         changes = None
         if augmentation:
             waveform, spectrum = augmentation

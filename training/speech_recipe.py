@@ -11,6 +11,7 @@ from asr_server.alphabet import Alphabet
 from asr_server.features import FeatureConfig
 from asr_server.model import CELLS, NORMALISATIONS, DeepSpeechConfig
 from training.augment import AugmentOptions
+from training.noise import REFERENCE_HELP, NoiseOptions
 from training.recognition import find_bundle
 from training.speech_data import DataOptions, SpeechData, statistics
 from training.speech_module import OPTIMISERS, OptimiserOptions, SpeechModule
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
         ),
         None if args.no_augmentation else (_waveform(args), _spectrum(args)),
         args.noise,
+        NoiseOptions(reference=(*args.noise_reference,), deviations=args.noise_deviations),
     )
     if data.noises and trainer.is_global_zero:
         print(data.noises.summary().splitlines()[0])
@@ -112,6 +114,16 @@ def _add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     change.add_argument("--no-augmentation", action="store_true")
     change.add_argument("--noise", type=Path, nargs="*", default=[], metavar="JSONL", help="manifests of noises")
+    judged = NoiseOptions()
+    change.add_argument(
+        "--noise-reference", nargs="*", default=judged.reference, metavar="WORD", help=f"{REFERENCE_HELP} %(default)s"
+    )
+    change.add_argument(
+        "--noise-deviations",
+        type=float,
+        default=judged.deviations,
+        help="of the reference, by which a band's power may differ; 0: any (default: %(default)s)",
+    )
     for name, default, meaning in (
         ("noise-share", waves.noise, "with sums of noise clips"),
         ("babble-share", waves.babble, "with other talkers behind"),
