@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import re
@@ -256,6 +257,33 @@ def test_the_statistics_of_a_short_run_are_its_own(options: list[str], momentum:
     chosen = choose_architecture(resolve(args), 3)
     assert isinstance(chosen, zoo.NASNetArchitecture)
     assert (chosen.config.batch_norm_momentum, chosen.config.dropout) == (momentum, 0.1)
+
+
+def resolved(*options: str, size: int = 32) -> argparse.Namespace:
+    return resolve(build_parser().parse_args(["vision", "--data", "photos/flowers/train", *options]), size)
+
+
+def test_defaults_follow_the_data_and_the_start() -> None:
+    assert resolved().out == Path("runs/flowers"), "train says nothing of what is in it"
+    assert resolved("--out", "there").out == Path("there")
+    assert (resolved().epochs, resolved(size=224).epochs) == (600, 100)
+    assert resolved("--initial", "x", size=224).epochs == 30
+    assert resolved("--initial", "x", "--find-lr").tune == "full", "of the layers that will learn, not of the head"
+    assert resolved("--initial", "x", "--find-lr", "--tune", "head").tune == "head"
+
+
+def test_processes_do_not_wait_for_the_gradients_of_a_frozen_backbone() -> None:
+    waiting = "ddp_find_unused_parameters_true"
+    assert resolved("--initial", "x", "--devices", "2").strategy == waiting
+    assert resolved("--initial", "x", "--nodes", "2", "--strategy", "ddp").strategy == waiting
+    assert resolved("--initial", "x", "--devices", "2", "--tune", "full").strategy == "ddp"
+    assert resolved("--initial", "x").strategy == "auto"
+
+
+def test_a_transformer_of_one_size_says_so() -> None:
+    options = resolved("--backbone", "timm/vit_tiny_patch16_224", "--input-size", "64")
+    with pytest.raises(ValueError, match="--input-size 64: timm/vit_tiny_patch16_224 takes 224 pixels only"):
+        choose_architecture(options, 3)
 
 
 def test_any_timm_model_trains_and_is_served(folder: Path, tmp_path: Path) -> None:

@@ -91,6 +91,21 @@ def test_timm_takes_local_weights_of_another_number_of_classes(tmp_path: Path) -
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3)
 
 
+def test_weights_that_do_not_fit_a_timm_model_are_refused(tmp_path: Path) -> None:
+    """timm itself takes what fits, which may be nothing, where the number of classes is another."""
+    file = tmp_path / "weights.safetensors"
+    save_file({"nonsense": torch.zeros(3)}, file)
+    for classes in (None, 5):
+        with pytest.raises(ValueError, match=r"weights\.safetensors does not fit timm/test_resnet: .*nonsense"):
+            zoo.create("timm/test_resnet", classes, file)
+    tuned = timm.create_model("test_resnet", num_classes=5)
+    save_file(tuned.state_dict(), file)
+    model = zoo.create("timm/test_resnet", 5, file)
+    assert torch.equal(model.state_dict()["fc.weight"], tuned.state_dict()["fc.weight"]), "its classifier fits too"
+    maps = zoo.create_features("timm/test_resnet", weights=file)
+    assert torch.equal(maps.state_dict()["conv1.0.weight"], tuned.state_dict()["conv1.0.weight"])
+
+
 class Evil:
     """Unpickling this would create a file."""
 
