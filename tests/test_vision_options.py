@@ -62,10 +62,11 @@ def test_what_is_registered_is_served_again_after_a_restart(tmp_path: Path, netw
     registry, empty = tmp_path / "registry", tmp_path / "empty"
     registry.mkdir()
     empty.mkdir()
+    (registry / ".upload-killed").mkdir()
     trained = save(tmp_path / "trained", network, name="bees", version="2").folder
     image = split("red")
     with serving(options(empty, registry=registry)) as server, grpc.insecure_channel(server.address) as channel:
-        assert server.vision_models == ()
+        assert server.vision_models == () and not [*registry.glob(".upload-*")], "nobody sends that any more"
         assert client.register(Connection(server.address), trained, "production") == "bees@2"
         header = vision_pb2.EmbeddingSetHeader(name="known", model="bees")
         member = vision_pb2.EmbeddingSetMember(id="1", label="red", image=image)

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.evaluate_vision import find_bundle
 from vision_zoo import bundle, zoo
 from vision_zoo.bundle import VisionBundle
 
@@ -29,7 +30,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="what training.export vision wrote")
+    parser.add_argument("--bundle", required=True, help="a bundle's folder, or the name of a shipped one")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=f"ends with one of {', '.join(FORMATS)}"
     )
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Path:
     """Writes the file, and compares its logits with the bundle's. Raises ValueError, also where they differ."""
-    return export(bundle.load(args.bundle), args.out)
+    return export(bundle.load(find_bundle(args.bundle)), args.out)
 
 
 def export(source: VisionBundle, out: Path) -> Path:

@@ -256,7 +256,8 @@ def _finish(args: argparse.Namespace, train: ImageFiles, validation: ImageFiles)
     )
     print(f"wrote {made.folder}: top-1 {answers.top(1):.2f} % of {len(validation)} validation images")
     if args.report:
-        vision_report.write(answers, f"{name} on its validation images", args.out / "report", worst=24, run=args.out)
+        title = f"{name} on its validation images, which also chose its temperature"
+        vision_report.write(answers, title, args.out / "report", worst=24, run=args.out)
         print(f"wrote {args.out / 'report' / 'report.html'}")
     if args.register:
         _register(made.folder, connection.read(args, args.register))

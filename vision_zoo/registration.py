@@ -104,6 +104,8 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         rule = "is not a folder" if folder.exists() else "does not exist"
         raise ValueError(f"registry folder {folder} {rule}; name one that the server may write to")
+    for left in folder.glob(".upload-*"):  # of a server that was killed; there is one to a folder
+        shutil.rmtree(left, ignore_errors=True)
     try:
         # What the system says about permissions need not hold, on a disk that is mounted read-only for example.
         with tempfile.TemporaryFile(prefix=".upload-", dir=folder):
