@@ -141,7 +141,7 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
         "--vision-precision",
         default=usual.vision_precision,
         metavar="PRECISION",
-        help="of vision networks: auto, fp32 or bf16 (default: %(default)s)",
+        help="of vision networks: auto, bf16, fp32, or eager, which is not compiled (default: %(default)s)",
     )
     for name, kind, default, meaning in (
         ("queue", int, vision.images, "images accepted and not yet answered; more single ones get RESOURCE_EXHAUSTED"),

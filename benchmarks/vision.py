@@ -165,7 +165,7 @@ def make_bundle(args: argparse.Namespace, folder: Path) -> tuple[nn.Module, Visi
 
 
 def _read(files: Sequence[bytes], bundle: VisionBundle) -> list[Tensor]:
-    with closing(Classifier(bundle, precision="fp32")) as classifier:
+    with closing(Classifier(bundle, precision="eager")) as classifier:
         return [classifier.read(file) for file in tqdm(files, "images", disable=None, leave=False)]
 
 

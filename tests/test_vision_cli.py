@@ -181,13 +181,13 @@ def test_evaluation_is_the_serving_path(data: Path) -> None:
     assert evaluate_vision.evaluate(of, found, 4, 1, flip=False).top1 == 100.0
 
 
-def test_evaluation_in_fp32_compares_nothing(models: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_as_trained_compares_nothing(models: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate_vision.run(arguments("--bundle", str(models / "greens"), "--data", str(data), "--json"))
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (figures["precision"], figures["agreement"]) == ("fp32", None)
+    assert (figures["precision"], figures["agreement"]) == ("eager", None)
 
 
-def test_evaluation_in_bf16_says_how_often_fp32_agrees(
+def test_evaluation_in_bf16_says_how_often_it_agrees(
     data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that calls everything red in bf16: right and in agreement about the two reds of six."""
@@ -198,11 +198,11 @@ def test_evaluation_in_bf16_says_how_often_fp32_agrees(
 
     of = colour_bundle()
     monkeypatch.setattr(bundle, "load", lambda _: of)
-    monkeypatch.setattr(precision, "for_serving", lambda _, wanted: (Red(), wanted))
+    monkeypatch.setattr(precision, "for_serving", lambda _, side, wanted: (Red(), wanted))
     evaluate_vision.run(arguments("--bundle", str(data), "--data", str(data), "--precision", "bf16", "--json"))
     printed = capsys.readouterr().out.splitlines()
     figures = json.loads(printed[-1])
-    assert figures["precision"] == "bf16" and "the first label is that of fp32 for 33.33 %" in printed[-2]
+    assert figures["precision"] == "bf16" and "the first label is that of eager for 33.33 %" in printed[-2]
     assert figures["top1"] == figures["agreement"] == pytest.approx(100 / 3)
 
 

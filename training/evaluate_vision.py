@@ -5,7 +5,7 @@ python -m training.evaluate vision --bundle runs/vision/bundle --data test.csv -
 python -m training.evaluate vision --bundle runs/vision/bundle --data test.csv --precision bf16
 
 Files take the serving path: the same decoder, the same preprocessing, the bundle as it is. In another precision than
-fp32 the network is the one that would be served in it, and its labels are compared with those of fp32.
+eager the network is the one that would be served in it, and its labels are compared with those of eager.
 Dimension letters: B batch, S side of the input, K classes.
 """
 
@@ -44,7 +44,7 @@ class Figures:
     """top1 and top5 in percent; seconds of wall time for decoding and the network together.
 
     ece: expected calibration error, 0 to 1, of the probabilities as they are served, at `temperature`.
-    agreement: percent of the images with the same first label in `precision` as in fp32; None for fp32 itself.
+    agreement: percent of the images with the same first label in `precision` as eager; None for eager itself.
     """
 
     top1: float
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         choices=(precision.AUTO, *precision.PRECISIONS),
-        default=precision.FP32,
+        default=precision.EAGER,
         help="auto: what this machine serves it in (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object on the last line")
@@ -94,11 +94,11 @@ def run(args: argparse.Namespace) -> None:
         )
     loaded = bundle.load(find_bundle(args.bundle))
     files = read_files(args.data, loaded.labels)
-    network, served = precision.for_serving(loaded.model, args.precision)
+    network, served = precision.for_serving(loaded.model, loaded.preprocessing.size, args.precision)
     start = time.perf_counter()
     answers = answer(loaded, files, args.batch_size, args.workers, args.flip, network)
     seconds, agreement = time.perf_counter() - start, None
-    if served != precision.FP32:
+    if served != precision.EAGER:
         exact = answer(loaded, files, args.batch_size, args.workers, args.flip)
         agreement = 100 * float((answers.choices == exact.choices).double().mean())
     figures = measure(loaded, answers, seconds, args.flip, served, agreement)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         f"calibration error {figures.ece:.4f}"
     )
     if agreement is not None:
-        print(f"{served}: the first label is that of fp32 for {agreement:.2f} % of the images")
+        print(f"{served}: the first label is that of eager for {agreement:.2f} % of the images")
     if args.report:
         vision_report.write(answers, f"{loaded.name} on {args.data.name}", args.report, args.worst, args.curves)
         print(f"wrote {args.report / 'report.html'}")
@@ -135,7 +135,7 @@ def evaluate(of: VisionBundle, found: list[Sample], batch_size: int, workers: in
     files = ImageFiles(tuple(each.path for each in found), tuple(each.target for each in found), of.labels)
     start = time.perf_counter()
     answers = answer(of, files, batch_size, workers, flip)
-    return measure(of, answers, time.perf_counter() - start, flip, precision.FP32, None)
+    return measure(of, answers, time.perf_counter() - start, flip, precision.EAGER, None)
 
 
 @torch.inference_mode()
