@@ -180,6 +180,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     timed_images = min(len(files), max(args.batches) * 4)
     eager = Theirs(model, bundle.preprocessing, torch.contiguous_format)
     server = ["env", f"OMP_NUM_THREADS={args.cores}", *command(folder / "models", 4 * max(args.batches), None)]
+    server += ["--vision-precision", args.precision]
     with (
         closing(Classifier(bundle, precision=args.precision)) as classifier,
         ServerProcess(server, folder / "server.log") as serving,
@@ -242,7 +243,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         choices=(precision.AUTO, *precision.PRECISIONS),
         default=precision.AUTO,
-        help="of ours in-process",
+        help="of ours, in-process and served (default: %(default)s)",
     )
     add("--channels-last", action="store_true", help="timm's network in that memory format as a contestant too")
     add("--seed", type=int, default=0, help="of random weights and pictures (default: %(default)s)")
