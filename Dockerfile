@@ -38,6 +38,10 @@ RUN touch README.md \
         $TORCH .
 COPY . .
 RUN pip install --no-cache-dir --no-deps --force-reinstall $PIP_ARGS .
+# What takes the shipped networks seconds to compile at their first start is done here.
+ENV XDG_CACHE_HOME=/opt/earsight/cache
+RUN cd / && python -c "from vision_zoo import bundle, classifier; \
+    [classifier.Classifier(bundle.load(each)).close() for each in bundle.shipped()]"
 
 
 FROM builder AS tools
@@ -57,6 +61,7 @@ COPY --from=builder /opt/earsight /opt/earsight
 RUN useradd --system --uid 10001 --user-group --create-home earsight \
     && mkdir /models \
     && find /opt/earsight/lib -path '*/models/*/bundle.json' -printf '%h\n' | xargs -r -I{} ln -s {} /models/
+ENV XDG_CACHE_HOME=/opt/earsight/cache
 USER 10001:10001
 WORKDIR /home/earsight
 EXPOSE 50051 9464

@@ -165,7 +165,8 @@ def _identity(model: nn.Module, side: int, version: str) -> str:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "earsight" / "openvino"
+    # A user without a home, as containers have them, gets a folder of that literal name, or none where it cannot be made.
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "earsight" / "openvino"
 
 
 def _keep(openvino: ModuleType, converted: Any, folder: Path) -> None:
