@@ -172,7 +172,7 @@ def test_the_whole_comparison(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("timm_eager", "timm_channels_last", "ours", "grpc"):
         assert found[f"seconds_{name}_batch1"] > 0 and found[f"seconds_{name}_batch2"] > 0
     assert found["ratio_timm_eager"] <= found["ratio_timm_eager_batch2"] and found["ratio_timm_eager"] > 0
-    assert found["grpc_agreement"] == found["agreement"] == 1 and found["precision"] == "fp32"
+    assert found["grpc_agreement"] == found["agreement"] == 1 and found["precision"] == "eager"
     assert (found["agreement_images"], found["weights"], found["agreement_on"]) == (4, "random", "made-up pictures")
     assert found["machine"]["timm"] and "times timm eager's throughput" in output
 
