@@ -161,7 +161,7 @@ def test_the_precision_is_the_operators(models: Path, capsys: pytest.CaptureFixt
             metadata = GRPCInferenceServiceStub(channel).ModelMetadata(request, timeout=60)
     assert metadata.properties["precision"] == chosen
     assert cli.main(["serve", "--port", "0", "--models", str(models), "--vision-precision", "fp8"]) == 1
-    assert "precision 'fp8' is not one of this processor's. Select one of ('auto', 'fp32'" in capsys.readouterr().err
+    assert "precision 'fp8' is not one of this processor's. Select one of ('auto', 'eager'" in capsys.readouterr().err
 
 
 def test_our_client_speaks_tls_and_sends_a_token(
