@@ -74,7 +74,7 @@ def _marking(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 def _generator(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     async def answers(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async with aclosing(behaviour(_checked(request), context)) as responses:
+            async with aclosing(behaviour(_checked(request, context), context)) as responses:
                 async for response in responses:
                     yield response
         except MalformedError as error:
@@ -86,7 +86,7 @@ def _generator(behaviour: Callable[..., Any]) -> Callable[..., Any]:
 def _coroutine(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     async def answer(request: Any, context: Context) -> Any:
         try:
-            return await behaviour(_checked(request), context)
+            return await behaviour(_checked(request, context), context)
         except MalformedError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except NotImplementedError as error:  # as the List of grpc's own health service
@@ -95,13 +95,15 @@ def _coroutine(behaviour: Callable[..., Any]) -> Callable[..., Any]:
     return answer
 
 
-def _checked(request: Any) -> Any:
+def _checked(request: Any, context: Context) -> Any:
     """A message, or the messages of a stream."""
     if isinstance(request, _Malformed):
         raise MalformedError(request.text)
-    return _each_checked(request) if hasattr(request, "__anext__") else request
+    return _each_checked(context) if hasattr(request, "__anext__") else request
 
 
-async def _each_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
+async def _each_checked(context: Context) -> AsyncIterator[Any]:
+    """None is kept while the next one is awaited: by grpc's own iterator, an idle stream would hold a whole image."""
+    while (request := await context.read()) is not grpc.aio.EOF:
+        yield _checked(request, context)
+        del request

@@ -22,7 +22,7 @@ from vision_zoo.inference_messages import IMAGE_SUFFIX, READY, ModelState, Serve
 from vision_zoo.inference_statistics import InferenceStatistics, RequestTimes
 from vision_zoo.intake import Intake
 from vision_zoo.repository import UnknownModelError
-from vision_zoo.service import Limits, received, refused
+from vision_zoo.service import Limits, refused
 from vision_zoo.wire import inference_pb2 as pb
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -250,7 +250,7 @@ def unary(method: Callable[[Any], Awaitable[Message]], request: type[Message]) -
 def add_to_server(service: InferenceService, server: grpc.aio.Server) -> None:
     async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[pb.ModelStreamInferResponse]:
         try:
-            async for response in service.model_stream_infer(received(context)):
+            async for response in service.model_stream_infer(requests):
                 yield response
         except Exception as error:
             await context.abort(*status_of(error))

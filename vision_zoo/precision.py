@@ -165,7 +165,7 @@ def _identity(model: nn.Module, side: int, version: str) -> str:
 
 
 def _cache() -> Path:
-    # A user without a home, as containers have them, gets a folder of that literal name, or none where it cannot be made.
+    # expanduser raises nothing for a user without a home, whom containers have.
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "earsight" / "openvino"
 
 

@@ -104,7 +104,7 @@ class VisionService(VisionServicer):
         # The reader starts the images as they arrive; their answers are owed, and given, in that order.
         owed: asyncio.Queue[_Task | None] = asyncio.Queue()
         window = asyncio.Semaphore(self._limits.window)
-        reader = asyncio.create_task(self._start_each(received(context), owed, window, _deadline(context)))
+        reader = asyncio.create_task(self._start_each(requests, owed, window, _deadline(context)))
         try:
             while (answer := await owed.get()) is not None:
                 yield await answer
@@ -222,13 +222,6 @@ async def _answered(work: Awaitable[_T], context: Context) -> _T:
         return await work
     except Exception as error:
         return cast(_T, refused(context, *_status(error)))
-
-
-async def received(context: Context) -> AsyncIterator[Any]:
-    """The messages of a stream, of which none is kept while the next one is awaited: grpc's own iterator does."""
-    while (message := await context.read()) is not grpc.aio.EOF:
-        yield message
-        del message
 
 
 def refused(context: Context, code: grpc.StatusCode, text: str) -> None:
