@@ -116,7 +116,7 @@ def test_what_cannot_be_loaded_leaves_what_is_served(folder: Path, repository: R
 
 def test_what_loads_but_does_not_run_is_never_served(folder: Path) -> None:
     class Broken(Classifier):
-        def warm_up(self) -> None:
+        def warm_up(self, seconds: float = 0) -> None:
             raise RuntimeError("no such instruction")
 
     repository = Repository([folder], Broken)
