@@ -189,7 +189,8 @@ def _vision(folders: tuple[Path, ...], options: ServerOptions) -> VisionService:
 
     def make(bundle: VisionBundle) -> Classifier:
         """With room for all that is let in and for the batches that warm it up."""
-        batching = batcher.BatchOptions(given.batch, given.delay_seconds, capacity=given.images + given.batch)
+        size = min(given.batch, given.images)  # a larger one could not be let in
+        batching = batcher.BatchOptions(size, given.delay_seconds, capacity=given.images + size)
         return Classifier(bundle, batching, precision=options.vision_precision)
 
     if kept is None:

@@ -50,6 +50,16 @@ def test_classify_prints_a_line_for_each_image(models: Path, photo: Path, capsys
     assert capsys.readouterr().out == f"{photo}: green 66.5%, blue 24.5%\n" * 2  # softmax of 0, 2, 1
 
 
+def test_a_model_is_found_as_a_server_finds_it(models: Path, tmp_path: Path, photo: Path) -> None:
+    for version in ("9", "10", "10-rc1"):
+        save(tmp_path / "all" / version, NASNet(TINY), name="birds", version=version)
+    save(tmp_path / "all" / "a", NASNet(TINY), name="ants")
+    found = {name: cli._folder([tmp_path / "all"], name).name for name in ("", "birds", "birds@9", "ants")}
+    assert found == {"": "10", "birds": "10", "birds@9": "9", "ants": "a"}
+    with pytest.raises(ValueError, match=r"'birds@8' is unknown; choose from \['birds@10', 'birds@10-rc1', 'birds@9'"):
+        cli._folder([tmp_path / "all"], "birds@8")
+
+
 def test_classify_json_goes_on_after_a_bad_file(
     models: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +78,7 @@ def test_classify_json_goes_on_after_a_bad_file(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--model", "cats"], "model 'cats' is unknown; choose from ['greens']"),
+        (["--model", "cats"], "model 'cats' is unknown; choose from ['greens@1.2']"),
         (["--top-k", "0"], "top_k 0 must be at least 1"),
         (["--models", "/nowhere"], "models folder /nowhere does not exist"),
         (["--server", "127.0.0.1:1"], "no server answers at 127.0.0.1:1; start one with: asr-server serve"),

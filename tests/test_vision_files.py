@@ -40,6 +40,9 @@ def test_a_table_names_the_same_images_as_its_folder(tmp_path: Path) -> None:
         ("path,label\nnone.png,a\n", r"line 2: .*none\.png is not a file"),
         ("path,label\nhere.png,\n", "no label"),
         ("path,label\n", "holds no images"),
+        ("label,path\ndog\n", "line 2: .* is not a file"),
+        ("path,label\nhere.png\n", "no label"),
+        ('path,label\n"' + "x" * 200_000, "cannot be read: field larger"),
     ],
 )
 def test_tables_that_will_not_do(tmp_path: Path, text: str, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.vision_fixtures import TINY, MeanColour, colour_bundle, encoded, nois
 from vision_zoo import precision, zoo
 from vision_zoo.attribution import attribute
 from vision_zoo.batcher import BatchOptions
-from vision_zoo.classifier import Classifier
+from vision_zoo.classifier import THREADS, Classifier
 from vision_zoo.head import embed
 from vision_zoo.nasnet import LARGE, NASNet
 from vision_zoo.precision import Compiled, available, fastest, for_serving
@@ -141,6 +142,53 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path: Path, monkeypatc
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert isinstance(for_serving(NASNet(TINY), 32, "fp32")[0], Compiled)
+
+
+def test_where_the_disk_is_full_it_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Can't write to the file")
+
+    monkeypatch.setattr(precision._openvino(), "save_model", full)
+    assert isinstance(for_serving(NASNet(TINY), 32, "fp32")[0], Compiled)
+
+
+@pytest.mark.parametrize("file", ["model.xml", "model.bin"])
+def test_what_is_kept_and_damaged_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str) -> None:
+    model, images = NASNet(TINY).eval(), torch.randn(2, 3, 32, 32)
+    first = for_serving(model, 32, "fp32")[0](images)
+    (kept,) = (tmp_path / "cache" / "earsight" / "openvino").iterdir()
+    whole = (kept / file).read_bytes()
+    (kept / file).write_bytes(whole[: len(whole) // 2])
+    assert torch.equal(for_serving(model, 32, "fp32")[0](images), first)
+    assert "is damaged and made again" in caplog.text
+    caplog.clear()
+    assert torch.equal(for_serving(model, 32, "fp32")[0](images), first) and "damaged" not in caplog.text
+
+
+def test_a_network_of_several_maps_is_served_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    from timm.models.crossvit import CrossVit
+
+    model = CrossVit(img_size=64, img_scale=(1.0, 1.0), patch_size=(16, 32), depth=((1, 1, 0),), num_classes=5).eval()
+    image = torch.randn(3, 64, 64)
+    served, became = for_serving(model, 64)
+    assert (served, became) == (model, "eager") and "2 feature maps" in caplog.text
+    with pytest.raises(ValueError, match="'fp32': CrossVit cannot be compiled: it has 2 feature maps"):
+        for_serving(model, 64, "fp32")
+    assert attribute(model, image).method == "occlusion"
+
+
+def test_a_compiled_network_takes_the_threads_it_is_given(tmp_path: Path) -> None:
+    """A thread that begins late may have one of torch's threads only; a model that is loaded then has all of them."""
+    bundle = replace(colour_bundle(model=NASNet(TINY)), preprocessing=Preprocessing(size=32))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS + 1)
+    try:
+        classifier = Classifier(bundle, precision="fp32")
+    finally:
+        torch.set_num_threads(threads)
+    runner: Any = classifier._batcher._run
+    assert runner._network._trunk.get_property("INFERENCE_NUM_THREADS") == THREADS
+    classifier.close()
 
 
 def test_compiling_reports_to_nobody() -> None:

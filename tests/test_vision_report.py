@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,6 +123,14 @@ def test_the_report_holds_what_it_promises(tmp_path: Path) -> None:
         assert list(csv.reader(file))[1] == ["red", "1", "0", "1"]
     with Image.open(tmp_path / "out" / "worst.png") as sheet:
         assert sheet.width > 500
+
+
+def test_labels_are_no_formulas(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(picture("red"))
+    named = ImageFiles((tmp_path / "1.png",), (0,), ("$x_{$", "$", "b"))
+    wrong = replace(answers([0], [[0.1, 0.8, 0.1]]), files=named)
+    vision_report.write(wrong, "prices", tmp_path / "out", worst=1)
+    assert {"confusion.png", "worst.png"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
 def test_a_perfect_classifier_has_no_worst_images(tmp_path: Path) -> None:

@@ -53,15 +53,15 @@ def found(repository: Repository, name: str = "", version: str = "") -> tuple[st
 
 
 def test_the_newest_version_is_served_unless_another_is_named() -> None:
-    names = [("cats", "2"), ("birds", "1.9"), ("birds", "1.10"), ("birds", "1.rc")]
+    names = [("cats", "2"), ("birds", "1.9"), ("birds", "1.10-rc1"), ("birds", "1.10"), ("birds", "1.rc")]
     repository = Repository.of(versioned(*each) for each in names)
     assert found(repository) == ("cats", "2"), "the first one is the default"
     assert found(repository, "birds") == ("birds", "1.10")
     assert found(repository, "birds", "1.9") == found(repository, "birds@1.9") == ("birds", "1.9")
-    assert [each.bundle.version for each in repository.classifiers] == ["2", "1.10", "1.9", "1.rc"]
+    assert [each.bundle.version for each in repository.classifiers] == ["2", "1.10", "1.10-rc1", "1.9", "1.rc"]
     with pytest.raises(UnknownModelError, match=r"model 'dogs' is unknown; choose from \['cats', 'birds'\]"):
         repository.find("dogs")
-    with pytest.raises(UnknownModelError, match=r"no version '7'; choose from \['1.10', '1.9', '1.rc'\]"):
+    with pytest.raises(UnknownModelError, match=r"no version '7'; choose from \['1.10', '1.10-rc1', '1.9', '1.rc'\]"):
         repository.find("birds", "7")
     with pytest.raises(ValueError, match=r"stands for version '1\.9'; version '2' contradicts it"):
         repository.find("birds@1.9", "2")
@@ -112,6 +112,15 @@ def test_what_cannot_be_loaded_leaves_what_is_served(folder: Path, repository: R
     states = {each.version: each for each in repository.index()}
     assert states["1.10"].state == "READY"
     assert states["2"].state == "UNAVAILABLE" and "not a file of weights" in states["2"].reason
+
+
+def test_a_bundle_that_cannot_be_read_stops_no_other(folder: Path, repository: Repository) -> None:
+    (folder / "half").mkdir()
+    (folder / "half" / "bundle.json").write_text('{"kind": "vis')
+    repository.load("birds")
+    assert repository.place("birds", "1.10") is not None and repository.place("birds", "7") is None
+    with pytest.raises(UnknownModelError, match=r"'dogs' is in no folder.* \['birds'\]; .*half.* cannot be read"):
+        repository.load("dogs")
 
 
 def test_what_loads_but_does_not_run_is_never_served(folder: Path) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from training import export
 from training.fit import build_parser, main
-from training.vision_data import SeededBatches, load_images
+from training.vision_data import FiledImages, LabelledImages, SeededBatches, VisionData, load_images
 from training.vision_files import read_files, split
 from training.vision_module import VisionOptions, augment
 from training.vision_network import choose_architecture
@@ -50,10 +50,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_folder_is_read_with_the_serving_decoder(folder: Path) -> None:
     data = load_images(read_files(folder), Preprocessing(size=32))
+    assert isinstance(data, LabelledImages)
     assert data.labels == ("dawn", "dusk")
     assert data.images.shape == (40, 3, 32, 32) and data.images.dtype == torch.uint8
     with Image.open(folder / "dusk" / "0.png") as first_dusk:
         assert torch.equal(data.images[20].permute(1, 2, 0), torch.from_numpy(np.array(first_dusk)))
+
+
+def test_images_that_do_not_fit_into_memory_are_read_from_their_files(folder: Path) -> None:
+    kept, filed = (load_images(read_files(folder), Preprocessing(size=32), limit) for limit in (1 << 20, 1 << 16))
+    assert isinstance(kept, LabelledImages) and isinstance(filed, FiledImages) and len(kept) == len(filed) == 40
+    one, other = (VisionData(of, of, 4, seed=1, workers=2) for of in (kept, filed))
+    for name in ("train_dataloader", "val_dataloader"):
+        for first, second in zip(getattr(one, name)(), getattr(other, name)(), strict=True):
+            assert all(torch.equal(*each) for each in zip(first, second, strict=True))
 
 
 def test_held_out_images_are_not_trained_on(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Seeded batches of labelled images: pixels decoded once with the serving decoder and kept in memory as uint8.
 
-Small images are kept as the network reads them, and augmentation belongs to the step (vision_module.py); photographs
-are kept larger and cropped at random as they are read (vision_photos.py).
+Where they do not fit, they are read from their files each time. Small images are kept as the network reads them, and
+augmentation belongs to the step (vision_module.py); photographs are kept larger and cropped at random as they are read
+(vision_photos.py).
 
 Dimension letters: B batch, N images, S side of the input.
 """
@@ -62,26 +63,48 @@ def read_image(path: Path, at_least: int) -> Tensor:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_each(files: ImageFiles, place: Callable[[int, Path], None]) -> None:
+def read_each(files: ImageFiles, place: Callable[[int, Path], object]) -> None:
     """place(index, path) of every file, on several threads, with a bar."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         found = pool.map(place, range(len(files)), files.paths)
         list(tqdm(found, "reading images", len(files), disable=None, unit="img"))
 
 
-def load_images(files: ImageFiles, preprocessing: Preprocessing) -> LabelledImages:
-    """Every image as the server would feed it to the network. ValueError names a file that will not do."""
+@dataclass(frozen=True)
+class FiledImages:
+    """Read from their files each time. ValueError names a file that will not do."""
+
+    files: ImageFiles
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, epoch: int, indices: Tensor) -> Batch:
+        """uint8 (B, 3, S, S), int64 (B,); the same in every epoch."""
+        chosen = indices.tolist()
+        images = [as_served(self.files.paths[index], self.preprocessing) for index in chosen]
+        return torch.stack(images), torch.tensor([self.files.targets[index] for index in chosen])
+
+
+def load_images(
+    files: ImageFiles, preprocessing: Preprocessing, limit: int = MEMORY_LIMIT
+) -> LabelledImages | FiledImages:
+    """Every image as the server would feed it to the network, kept decoded where all fit into `limit` bytes.
+
+    ValueError names a file that will not do, where they are read at once.
+    """
     size = preprocessing.size
-    if (needed := len(files) * 3 * size * size) > MEMORY_LIMIT:
-        raise ValueError(f"{len(files)} images of {size} pixels need {needed >> 20} MiB; at most {MEMORY_LIMIT >> 20}")
+    if len(files) * 3 * size * size > limit:
+        return FiledImages(files, preprocessing)
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    at_least = 2 * round(size / preprocessing.crop)
-
-    def place(index: int, path: Path) -> None:
-        images[index] = resize_and_crop(read_image(path, at_least), preprocessing)
-
-    read_each(files, place)
+    read_each(files, lambda index, path: images[index].copy_(as_served(path, preprocessing)))
     return LabelledImages(images, torch.tensor(files.targets), files.labels)
+
+
+def as_served(path: Path, preprocessing: Preprocessing) -> Tensor:
+    """-> uint8 (3, S, S)."""
+    return resize_and_crop(read_image(path, 2 * round(preprocessing.size / preprocessing.crop)), preprocessing)
 
 
 class SeededBatches:
@@ -135,9 +158,7 @@ class _Batches(Dataset[Batch]):
 class VisionData(pl.LightningDataModule):
     """Batches of (images uint8 (B, 3, S, S), targets int64 (B,)). workers: processes that read, 0 for none."""
 
-    def __init__(
-        self, train: Readable, validation: LabelledImages, batch_size: int, seed: int, workers: int = 0
-    ) -> None:
+    def __init__(self, train: Readable, validation: Readable, batch_size: int, seed: int, workers: int = 0) -> None:
         super().__init__()
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
         self.workers = workers
@@ -146,7 +167,8 @@ class VisionData(pl.LightningDataModule):
         return self._loader(self.train, self.batch_size, shuffle=True, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.validation, VALIDATION_BATCH, shuffle=False, workers=0)
+        workers = self.workers if isinstance(self.validation, FiledImages) else 0
+        return self._loader(self.validation, VALIDATION_BATCH, shuffle=False, workers=workers)
 
     def _loader(self, data: Readable, batch_size: int, shuffle: bool, workers: int) -> DataLoader[Batch]:
         batches = EpochBatches(len(data), batch_size, self.seed, shuffle)

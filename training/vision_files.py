@@ -131,11 +131,14 @@ def _table(source: Path) -> list[tuple[Path, str]]:
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
-            if missing := sorted(set(COLUMNS) - set(reader.fieldnames or [])):
-                raise ValueError(f"{source} has no column {missing}; its first line must name {COLUMNS}")
-            rows = [(source.parent / row["path"], row["label"]) for row in reader]
-    except OSError as error:
-        raise ValueError(f"{source} cannot be read: {error.strerror}") from None
+            missing = sorted(set(COLUMNS) - set(reader.fieldnames or []))
+            # what a short row lacks is None
+            rows = [(source.parent / (row.get("path") or ""), row.get("label") or "") for row in reader]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{source} cannot be read: {reason}") from None
+    if missing:
+        raise ValueError(f"{source} has no column {missing}; its first line must name {COLUMNS}")
     for line, (path, label) in enumerate(rows, start=2):
         if not label or not path.is_file():
             raise ValueError(f"{source}, line {line}: {path} is not a file, or has no label ({label!r})")

@@ -38,8 +38,8 @@ def confusion(answers: Answers, path: Path) -> None:
     drawn = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     if len(counts) <= WRITTEN:
         places = range(len(counts))
-        axes.set_xticks(places, answers.files.labels, rotation=90)
-        axes.set_yticks(places, answers.files.labels)
+        axes.set_xticks(places, answers.files.labels, rotation=90, parse_math=False)
+        axes.set_yticks(places, answers.files.labels, parse_math=False)
         for i, j in counts.nonzero().tolist():
             colour = "white" if shares[i, j] > 0.5 else "black"
             axes.text(j, i, str(int(counts[i, j])), ha="center", va="center", fontsize=8, color=colour)
@@ -62,7 +62,8 @@ def contact_sheet(answers: Answers, chosen: Sequence[int], path: Path) -> None:
     for axes, index in zip(figure.subplots(rows, COLUMNS, squeeze=False).flat, chosen, strict=False):
         axes.imshow(read_image(answers.files.paths[index], THUMBNAIL).permute(1, 2, 0).numpy())
         label, choice = (answers.files.labels[int(of[index])] for of in (answers.targets, answers.choices))
-        axes.set_title(f"{label}, called\n{choice}: {answers.calibrated[index].max():.0%}", fontsize=8)
+        said = f"{label}, called\n{choice}: {answers.calibrated[index].max():.0%}"
+        axes.set_title(said, fontsize=8, parse_math=False)
     for axes in figure.axes:
         axes.axis("off")
     figure.savefig(path)

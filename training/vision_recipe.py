@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
 
 from asr_server import connection
 from training import lr_finder, vision_report
@@ -184,7 +185,8 @@ def run(args: argparse.Namespace) -> None:
     augment = args.augment if args.augment != "auto" else "photo" if preprocessing.size > SMALL else "shift"
     chosen = options(args, augment)
     train, validation = _files(args)
-    trainer = build_trainer(args, monitor="val_top1", mode="max")  # seeds the weights too
+    timer = Timer(verbose=False)
+    trainer = build_trainer(args, monitor="val_top1", mode="max", callbacks=[timer])  # seeds the weights too
     begun = start(args, train.labels, initial)
     if begun.afresh and trainer.is_global_zero:
         print(f"not from {args.initial}, starting afresh: {', '.join(begun.afresh)}")
@@ -197,6 +199,7 @@ def run(args: argparse.Namespace) -> None:
         return
     trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
     if trainer.is_global_zero:
+        print(f"trained for {timer.time_elapsed():.0f} s, validations between the epochs included")
         _finish(args, train, validation)
 
 

@@ -134,12 +134,22 @@ def save(
 def find(models: Path) -> list[Path]:
     """The folders of vision bundles directly in `models`, by name.
 
-    Other kinds, files, and names that begin with a dot, where a bundle is on its way, are passed over.
+    Other kinds, files, and names that begin with a dot, where a bundle is on its way, are passed over. BundleError for
+    a description that cannot be read.
     """
+    return [folder for folder in described(models) if is_vision(folder)]
+
+
+def described(models: Path) -> list[Path]:
+    """The folders of bundles of any kind, whether or not they can be read; as `find`."""
     if not models.is_dir():
         raise BundleError(f"models folder {models} does not exist")
-    folders = sorted(path.parent for path in models.glob(f"[!.]*/{DESCRIPTION}"))
-    return [folder for folder in folders if _description(folder).get("kind") == KIND]
+    return sorted(path.parent for path in models.glob(f"[!.]*/{DESCRIPTION}"))
+
+
+def is_vision(folder: Path) -> bool:
+    """Raises BundleError."""
+    return bool(_description(folder).get("kind") == KIND)
 
 
 def locate(name: str) -> Path | None:

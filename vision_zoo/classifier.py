@@ -69,7 +69,7 @@ class Classifier:
     ) -> None:
         self.bundle, self.pixel_limit = bundle, pixel_limit
         self.batching, self.statistics = batching or BatchOptions(), Statistics()
-        network, self.precision = for_serving(bundle.model, bundle.preprocessing.size, precision)
+        network, self.precision = for_serving(bundle.model, bundle.preprocessing.size, precision, THREADS)
         # The batcher's thread must not hold the classifier, which would then never be let go of.
         run = _Runner(bundle, network)
         self._batcher: Batcher[_Work, Any] = Batcher(run, self.batching, bundle.name, self.statistics)

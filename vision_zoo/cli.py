@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from asr_server import connection
 from vision_zoo import bundle, zoo
 from vision_zoo.classifier import DEFAULT_TOP_K, Classifier, Prediction
+from vision_zoo.repository import age
 
 _CLASSIFY = """\
 Say what images show.
@@ -178,15 +179,15 @@ def _folders(models: list[Path] | None) -> list[Path]:
 
 
 def _folder(models: list[Path] | None, name: str) -> Path:
-    """The bundle's folder by name; the first one for an empty name."""
-    by_name: dict[str, Path] = {}
-    for folder in _folders(models):
-        by_name.setdefault(bundle.read_name(folder), folder)
-    if not by_name:
+    """The bundle's folder by `name` or `name@version`, as a server finds it; the first name for an empty one."""
+    found = {bundle.identity(folder): folder for folder in _folders(models)}
+    if not found:
         raise ValueError(f"no vision bundle in {', '.join(map(str, models or [bundle.SHIPPED]))}")
-    if name and name not in by_name:
-        raise ValueError(f"model {name!r} is unknown; choose from {list(by_name)}")
-    return by_name[name] if name else next(iter(by_name.values()))
+    wanted, _, version = (name or next(iter(found))[0]).partition("@")
+    chosen = [key for key in found if key[0] == wanted and version in ("", key[1])]
+    if not chosen:
+        raise ValueError(f"model {name!r} is unknown; choose from {['@'.join(key) for key in found]}")
+    return found[max(chosen, key=lambda key: age(key[1]))]
 
 
 def _list(args: argparse.Namespace) -> int:

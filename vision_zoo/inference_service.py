@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol, TypeAlias, cast
 
 import grpc
@@ -23,6 +24,7 @@ from vision_zoo.inference_statistics import InferenceStatistics, RequestTimes
 from vision_zoo.intake import Intake
 from vision_zoo.repository import UnknownModelError
 from vision_zoo.service import Limits, refused
+from vision_zoo.streams import in_order
 from vision_zoo.wire import inference_pb2 as pb
 
 DESCRIPTOR = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -30,7 +32,6 @@ SERVICE_NAME = DESCRIPTOR.full_name
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-_Owed: TypeAlias = "asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]"
 
 
 class Models(Protocol):
@@ -100,19 +101,10 @@ class InferenceService:
 
     async def model_stream_infer(
         self, requests: AsyncIterator[pb.ModelInferRequest]
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        # As many requests as the queue holds are in work; their answers are given in their order.
-        owed: _Owed = asyncio.Queue(self._limits.window)
-        reader = asyncio.create_task(self._start_each(requests, owed))
-        try:
-            while (answer := await owed.get()) is not None:
-                yield await answer
-            await reader  # where reading failed, the call ends with that error
-        finally:
-            reader.cancel()
-            while not owed.empty():
-                if (left := owed.get_nowait()) is not None:
-                    left.cancel()
+    ) -> AsyncGenerator[pb.ModelStreamInferResponse, None]:
+        async with aclosing(in_order(requests, self._answer_in_stream, self._limits.window)) as answers:
+            async for each in answers:
+                yield each
 
     async def model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
         if request.name:
@@ -158,14 +150,6 @@ class InferenceService:
         times = RequestTimes(prepared - begin, computed - prepared, time.perf_counter() - computed)
         statistics.succeeded(len(probabilities), times)
         return response
-
-    async def _start_each(self, requests: AsyncIterator[pb.ModelInferRequest], owed: _Owed) -> None:
-        try:
-            async for request in requests:
-                await owed.put(asyncio.create_task(self._answer_in_stream(request)))
-                del request  # an idle stream would keep its last image
-        finally:
-            await owed.put(None)
 
     async def _answer_in_stream(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         try:
@@ -250,8 +234,9 @@ def unary(method: Callable[[Any], Awaitable[Message]], request: type[Message]) -
 def add_to_server(service: InferenceService, server: grpc.aio.Server) -> None:
     async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[pb.ModelStreamInferResponse]:
         try:
-            async for response in service.model_stream_infer(requests):
-                yield response
+            async with aclosing(service.model_stream_infer(requests)) as responses:
+                async for response in responses:
+                    yield response
         except Exception as error:
             await context.abort(*status_of(error))
 

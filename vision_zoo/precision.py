@@ -72,12 +72,18 @@ class _Trunk(nn.Module):
         self.model: Any = model
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.forward_features(images)
+        features = self.model.forward_features(images)
+        if not isinstance(features, Tensor):
+            raise TypeError(f"it has {len(features)} feature maps, where one is compiled")
         return features
 
 
-def for_serving(model: nn.Module, side: int, precision: str = AUTO) -> tuple[nn.Module, str]:
+def for_serving(
+    model: nn.Module, side: int, precision: str = AUTO, threads: int | None = None
+) -> tuple[nn.Module, str]:
     """-> the network for images of S = `side` in a precision, and which one that is.
+
+    threads: what one batch of a compiled network takes; None: as many as torch takes in the calling thread.
 
     "auto" is what this machine computes fastest, or "eager" where the network cannot be compiled, which is logged. It
     takes images with the channels last. ValueError for a precision that is unknown, that this processor has no
@@ -92,7 +98,7 @@ def for_serving(model: nn.Module, side: int, precision: str = AUTO) -> tuple[nn.
     if not can_cut(model):
         raise ValueError(f"precision {chosen!r} is for NASNets and models of timm; {type(model).__name__} needs eager")
     try:
-        return Compiled(model, _compile(model.eval(), side, chosen)).eval(), chosen
+        return Compiled(model, _compile(model.eval(), side, chosen, threads or torch.get_num_threads())).eval(), chosen
     except Exception as error:  # whatever torch.export and OpenVINO say of an operation that they do not know
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if precision != AUTO:
@@ -128,18 +134,16 @@ def _openvino() -> ModuleType | None:
         return None
 
 
-def _compile(model: nn.Module, side: int, precision: str) -> Any:
+def _compile(model: nn.Module, side: int, precision: str, threads: int) -> Any:
     openvino = _openvino()
     assert openvino is not None
     core, kept = openvino.Core(), _cache() / _identity(model, side, openvino.__version__)
-    if (kept / _MODEL).is_file():
-        converted = core.read_model(kept / _MODEL)
-    else:
+    if (converted := _kept(core, kept)) is None:
         converted = openvino.convert_model(_program(model, side))
         _keep(openvino, converted, kept)
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == BF16 else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",  # all threads to one batch, of which one runs at a time
     }
     return core.compile_model(converted, "CPU", settings)
@@ -169,9 +173,21 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "earsight" / "openvino"
 
 
+def _kept(core: Any, folder: Path) -> Any:
+    """None where there is nothing, or nothing that can be read any more, which makes room."""
+    if not (folder / _MODEL).is_file():
+        return None
+    try:
+        return core.read_model(folder / _MODEL)
+    except RuntimeError as error:
+        logger.warning("%s is damaged and made again: %s", folder, str(error).strip().splitlines()[-1])
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
 def _keep(openvino: ModuleType, converted: Any, folder: Path) -> None:
     """Whole or not at all, and not where nothing can be written: the next start then takes as long as this one."""
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # the latter is what OpenVINO says of a full disk
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
         try:

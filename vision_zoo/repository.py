@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from vision_zoo import bundle
-from vision_zoo.bundle import VisionBundle
+from vision_zoo.bundle import BundleError, VisionBundle
 from vision_zoo.classifier import Classifier
 
 ALIASES = "aliases.json"
@@ -112,10 +112,11 @@ class Repository:
         Raises UnknownModelError, BundleError.
         """
         with self._changing:
-            paths = [path for path in self._bundles() if bundle.read_name(path) == name]
+            found, broken = self._bundles()
+            paths = [path for path, key in found.items() if key[0] == name]
             if not paths:
-                names = sorted({bundle.read_name(path) for path in self._bundles()})
-                raise UnknownModelError(f"model {name!r} is in no folder of models; choose from {names}")
+                names, passed_over = sorted({key[0] for key in found.values()}), "; ".join(("", *broken))
+                raise UnknownModelError(f"model {name!r} is in no folder of models; choose from {names}{passed_over}")
             fresh = [self._warm(path) for path in paths]
             duplicate = len({each.bundle.version for each in fresh}) < len(fresh)
             if duplicate:
@@ -123,8 +124,8 @@ class Repository:
             self._publish(name, {(name, each.bundle.version): each for each in fresh})
 
     def place(self, name: str, version: str) -> Path | None:
-        """Where in the folders that version is, served or not; None where it is in none. Raises BundleError."""
-        return next((path for path in self._bundles() if bundle.identity(path) == (name, version)), None)
+        """Where in the folders that version is, served or not; None where it is in none."""
+        return next((path for path, key in self._bundles()[0].items() if key == (name, version)), None)
 
     def load_folder(self, folder: Path) -> Classifier:
         """One bundle becomes served, and warm before that, beside the other versions of its name. Raises ValueError."""
@@ -179,8 +180,20 @@ class Repository:
             raise ValueError(f"model {name!r} stands for version {key[1]!r}; version {version!r} contradicts it")
         return key
 
-    def _bundles(self) -> list[Path]:
-        return [path for folder in self.folders for path in bundle.find(folder)]
+    def _bundles(self) -> tuple[dict[Path, Key], list[str]]:
+        """Of all bundles in the folders which version each is, and what is wrong with those that cannot be read.
+
+        Somebody may just be copying those; they stop nobody else's.
+        """
+        found: dict[Path, Key] = {}
+        broken: list[str] = []
+        for path in (path for folder in self.folders for path in bundle.described(folder)):
+            try:
+                if bundle.is_vision(path):
+                    found[path] = bundle.identity(path)
+            except BundleError as error:
+                broken.append(str(error))
+        return found, broken
 
     def _warm(self, folder: Path) -> Classifier:
         """Loaded and run once. The index says so meanwhile, and why not afterwards."""
@@ -209,7 +222,7 @@ class Repository:
 
     def _publish(self, name: str, versions: Table) -> None:
         """All versions of a name at once. A name keeps its place in the table, so that the default stays."""
-        ordered = {key: versions[key] for key in sorted(versions, key=lambda key: _age(key[1]), reverse=True)}
+        ordered = {key: versions[key] for key in sorted(versions, key=lambda key: age(key[1]), reverse=True)}
         table: Table = {}
         for key, classifier in self._table.items():
             table |= ordered if key[0] == name else {key: classifier}
@@ -238,10 +251,10 @@ class Repository:
         return found
 
 
-def _age(version: str) -> list[tuple[int, int, str]]:
-    """Sorts 1.9 before 1.10 and both before 2; what is no number sorts before numbers, as 1.rc before 1.0."""
+def age(version: str) -> list[tuple[int, int, str]]:
+    """A key that sorts 1.9 before 1.10 and both before 2, and words before what lacks them: 2.0-rc1 before 2.0."""
     parts = re.findall(r"\d+|[^\d._-]+", version)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+    return [*((2, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts), (1, 0, "")]
 
 
 def _read_json(file: Path) -> dict[str, str]:

@@ -11,7 +11,9 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 import grpc
@@ -27,6 +29,7 @@ from vision_zoo.intake import Intake
 from vision_zoo.neighbours import EmbeddingSets, SetsFullError, UnknownSetError
 from vision_zoo.registration import RegistrationOffError, Registry
 from vision_zoo.repository import Repository, UnknownModelError
+from vision_zoo.streams import in_order
 from vision_zoo.wire import vision_pb2 as pb
 from vision_zoo.wire.vision_pb2_grpc import VisionServicer, add_VisionServicer_to_server
 
@@ -36,7 +39,6 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["Vision"].full_name
 
 logger = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-_Task: TypeAlias = "asyncio.Task[pb.ClassifyStreamResponse]"
 _T = TypeVar("_T")
 
 _STATUS: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -101,20 +103,10 @@ class VisionService(VisionServicer):
     async def ClassifyStream(
         self, requests: AsyncIterator[pb.ClassifyStreamRequest], context: Context
     ) -> AsyncIterator[pb.ClassifyStreamResponse]:
-        # The reader starts the images as they arrive; their answers are owed, and given, in that order.
-        owed: asyncio.Queue[_Task | None] = asyncio.Queue()
-        window = asyncio.Semaphore(self._limits.window)
-        reader = asyncio.create_task(self._start_each(requests, owed, window, _deadline(context)))
-        try:
-            while (answer := await owed.get()) is not None:
-                yield await answer
-                window.release()
-            await reader  # where reading failed, the call ends with that error
-        finally:
-            reader.cancel()
-            while not owed.empty():
-                if (left := owed.get_nowait()) is not None:
-                    left.cancel()
+        answer = partial(self._answer_in_stream, deadline=_deadline(context))
+        async with aclosing(in_order(requests, answer, self._limits.window)) as answers:
+            async for each in answers:
+                yield each
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(
@@ -147,21 +139,6 @@ class VisionService(VisionServicer):
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         return await _answered(self._additions.alias(request), context)
-
-    async def _start_each(
-        self,
-        requests: AsyncIterator[pb.ClassifyStreamRequest],
-        owed: asyncio.Queue[_Task | None],
-        window: asyncio.Semaphore,
-        deadline: float | None,
-    ) -> None:
-        try:
-            async for request in requests:
-                await window.acquire()
-                owed.put_nowait(asyncio.create_task(self._answer_in_stream(request, deadline)))
-                del request  # an idle stream would keep its last image
-        finally:
-            owed.put_nowait(None)
 
     async def _answer_in_stream(
         self, request: pb.ClassifyStreamRequest, deadline: float | None
