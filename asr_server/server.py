@@ -205,7 +205,7 @@ def _vision(folders: tuple[Path, ...], options: ServerOptions) -> VisionService:
 def _counts(repository: Repository) -> list[Counts]:
     """For the metrics."""
     return [
-        Counts(each.bundle.name, each.bundle.version, each.statistics.totals.as_metrics())
+        Counts(each.bundle.name, each.bundle.version, each.statistics.totals.as_metrics(each.waiting))
         for each in repository.classifiers
     ]
 

@@ -79,7 +79,9 @@ def test_triton_is_told_what_there_is(triton: dict[str, Any]) -> None:
     assert [triton[name] for name in ("live", "ready", "model_ready")] == [True] * 3
     assert triton["unknown_ready"].startswith("StatusCode.NOT_FOUND: Request for unknown model: 'cats' is not found")
     assert (triton["server"]["name"], triton["server"]["version"]) == ("earsight", "0.1")
-    assert {"classification", "model_repository", "statistics"} <= set(triton["server"]["extensions"])
+    assert {"classification", "model_repository", "schedule_policy", "statistics"} <= set(
+        triton["server"]["extensions"]
+    )
     inputs = [{"name": "pixels", "datatype": "FP32", "shape": ["-1", "3", "8", "8"]}]
     assert (triton["metadata"]["inputs"], triton["metadata"]["versions"]) == (inputs, ["3"])
     config = triton["config"]["config"]

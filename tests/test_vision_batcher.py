@@ -204,8 +204,8 @@ def test_what_has_expired_is_never_run_and_makes_room(gate: Gate) -> None:
     totals = statistics.totals
     assert (totals.succeeded, totals.expired, totals.refused, totals.executions) == (3, 1, 1, 2)
     assert totals.batches == {1: 1, 2: 1}
-    metrics = totals.as_metrics()
-    assert metrics.keys() == DESCRIPTIONS.keys()
+    metrics = totals.as_metrics(3)
+    assert metrics.keys() == DESCRIPTIONS.keys() and metrics["nv_inference_pending_request_count"] == 3
     assert metrics["nv_inference_request_success"] == 3 and metrics["nv_inference_request_failure"] == 2
     assert metrics["nv_inference_queue_duration_us"] > 0
 

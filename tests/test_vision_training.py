@@ -26,7 +26,8 @@ from training.vision_files import read_files, split
 from training.vision_module import VisionOptions, augment
 from training.vision_network import choose_architecture
 from training.vision_recipe import resolve
-from vision_zoo import bundle, zoo
+from vision_zoo import bundle, precision, zoo
+from vision_zoo.classifier import Classifier
 from vision_zoo.nasnet import CIFAR
 from vision_zoo.transforms import Preprocessing
 
@@ -311,4 +312,9 @@ def test_any_timm_model_trains_and_is_served(folder: Path, tmp_path: Path) -> No
     assert main(["vision", "--data", str(folder), "--out", str(tmp_path / "run"), "--epochs", "1", *small]) == 0
     checkpoint = str(tmp_path / "run" / "last.ckpt")
     assert export.main(["vision", "--checkpoint", checkpoint, "--name", "small", "--out", str(tmp_path / "small")]) == 0
-    assert bundle.load(tmp_path / "small").preprocessing.normalisation == "mean-std"
+    made = bundle.load(tmp_path / "small")
+    assert made.preprocessing.normalisation == "mean-std"
+    served = Classifier(made, precision=precision.available()[min(1, len(precision.available()) - 1)])
+    (found,) = served.classify([(folder / "dusk" / "0.png").read_bytes()])
+    assert sum(each.probability for each in found) == pytest.approx(1)
+    served.close()

@@ -47,8 +47,8 @@ def attribute(model: nn.Module, image: Tensor, index: int | None = None) -> Attr
         if not can_cut(model):
             return _occlusion(model, x, index)
         halves = cut(model)
-        features = halves.trunk(x)
-        if not torch.is_tensor(features) or features.ndim != 4:  # several maps, or tokens
+        features: object = halves.trunk(x)
+        if not isinstance(features, Tensor) or features.ndim != 4:  # several maps, or tokens
             return _occlusion(model, x, index)
         averaged = averaged_map(halves, features)
         if averaged is not None and isinstance(halves.head, nn.Linear):

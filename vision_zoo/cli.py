@@ -207,6 +207,8 @@ def _list(args: argparse.Namespace) -> int:
     for name, parameters in sizes.items():
         print(f"  {name:24} {parameters:>12,} parameters   {_published(name)}")
     print("  nasnet-a-N@P             N normal cells per stage, P filters in the last layer, for 32-pixel images")
+    print("  nasnet-a-N@P:STEM        the same with the stem of cifar, mobile or large")
+    print("  FILE.json:N@P            cells from a file of your own (docs/vision-zoo.md)")
     print("  timm/NAME                any model of timm.list_models(), for example timm/resnet50")
     return 0
 

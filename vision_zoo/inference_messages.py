@@ -26,6 +26,7 @@ EXTENSIONS = (
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
+    "schedule_policy",
     "statistics",
 )
 PLATFORM = "pytorch"

@@ -17,6 +17,7 @@ DESCRIPTIONS = {
     "nv_inference_request_duration_us": "Microseconds that answered images spent in queue and model, summed.",
     "nv_inference_queue_duration_us": "Microseconds that computed images waited in the queue, summed.",
     "nv_inference_compute_infer_duration_us": "Microseconds that the model ran.",
+    "nv_inference_pending_request_count": "Images that wait in the queue now.",
 }
 
 
@@ -35,8 +36,8 @@ class Totals:
     refused: int = 0
     batches: Mapping[int, int] = field(default_factory=dict)
 
-    def as_metrics(self) -> dict[str, float]:
-        """The values of DESCRIPTIONS; durations in microseconds, as Triton has them."""
+    def as_metrics(self, waiting: int) -> dict[str, float]:
+        """The values of DESCRIPTIONS; durations in microseconds, as Triton has them. waiting: in the queue now."""
         return {
             "nv_inference_request_success": self.succeeded,
             "nv_inference_request_failure": self.failed + self.cancelled + self.expired + self.refused,
@@ -45,6 +46,7 @@ class Totals:
             "nv_inference_request_duration_us": 1e6 * self.request_seconds,
             "nv_inference_queue_duration_us": 1e6 * self.queue_seconds,
             "nv_inference_compute_infer_duration_us": 1e6 * self.compute_seconds,
+            "nv_inference_pending_request_count": waiting,
         }
 
 

@@ -6,7 +6,8 @@
     timm.create_model("earsight_nasnet_a_large", pretrained=True, pretrained_cfg_overlay={"file": "weights.pth"})
 
 timm has no means of finding models by itself, so this import is what registers them; names there cannot hold a slash.
-Nothing else in this package imports this file.
+mean and std are those of the ImageNet networks; images for the CIFAR network, which timm.data has no means to describe,
+are whitened one by one (`vision_zoo.transforms.normalise`). Nothing else in this package imports this file.
 """
 
 from __future__ import annotations
