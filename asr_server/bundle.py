@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 
 from asr_server import weights
 from asr_server.alphabet import Alphabet
@@ -147,8 +147,7 @@ def save(bundle: SpeechBundle, language_model: Path | None = None, half: bool = 
         f"{part}.{name}": (tensor.half() if half and tensor.ndim > 1 else tensor).contiguous()
         for part, name, tensor in _tensors(bundle.features, bundle.model)
     }
-    save_file(tensors, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, a server runs as another user
+    (folder / WEIGHTS).write_bytes(to_safetensors(tensors))  # save_file would make what only its owner can read
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     (folder / CARD).write_text(bundle.card, encoding="utf-8")
 

@@ -92,6 +92,11 @@ def test_find_gives_the_vision_bundles_of_a_folder(saved: Path, tmp_path: Path) 
         bundle.find(tmp_path / "nowhere")
 
 
+def test_who_reads_the_description_reads_the_weights(saved: Path) -> None:
+    modes = {(saved / name).stat().st_mode for name in ("bundle.json", "model.safetensors", "README.md")}
+    assert len(modes) == 1
+
+
 def test_a_missing_card_is_an_empty_one(saved: Path) -> None:
     (saved / "README.md").unlink()
     assert bundle.load(saved).card == ""

@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from training.evaluate_vision import find_bundle
@@ -91,7 +92,7 @@ def _torch_export(source: VisionBundle, model: nn.Module, images: Tensor, out: P
 
 def _safetensors(source: VisionBundle, model: nn.Module, images: Tensor, out: Path) -> Run:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, out, metadata={"name": source.name, "labels": json.dumps(source.labels)})
+    out.write_bytes(to_safetensors(weights, {"name": source.name, "labels": json.dumps(source.labels)}))
     loaded = zoo.build(source.architecture).eval()
     loaded.load_state_dict(load_file(out))
     return loaded

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from vision_zoo import zoo
@@ -124,7 +124,7 @@ def save(
         for key, value in model.state_dict().items()
         if not key.startswith("auxiliary.")
     }
-    save_file(weights, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(to_safetensors(weights))  # save_file would make what only its owner can read
     description["weights_sha256"] = digest_of(folder / WEIGHTS)
     (folder / CARD).write_text(card, encoding="utf-8")
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -199,7 +199,8 @@ def write(folder: Path, embeddings: EmbeddingSet) -> Path:
         "labels": embeddings.labels,
     }
     file, fresh = folder / f"{embeddings.name}.safetensors", folder / f".{embeddings.name}.new"
-    save_file({"vectors": embeddings.vectors.contiguous()}, fresh, {"embeddings": json.dumps(described)})
+    vectors = {"vectors": embeddings.vectors.contiguous()}
+    fresh.write_bytes(to_safetensors(vectors, {"embeddings": json.dumps(described)}))
     fresh.replace(file)
     return file
 
