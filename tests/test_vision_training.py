@@ -61,7 +61,7 @@ def test_folder_is_read_with_the_serving_decoder(folder: Path) -> None:
 def test_images_that_do_not_fit_into_memory_are_read_from_their_files(folder: Path) -> None:
     kept, filed = (load_images(read_files(folder), Preprocessing(size=32), limit) for limit in (1 << 20, 1 << 16))
     assert isinstance(kept, LabelledImages) and isinstance(filed, FiledImages) and len(kept) == len(filed) == 40
-    one, other = (VisionData(of, of, 4, seed=1, workers=2) for of in (kept, filed))
+    one, other = (VisionData(of, of, 4, seed=1) for of in (kept, filed))
     for name in ("train_dataloader", "val_dataloader"):
         for first, second in zip(getattr(one, name)(), getattr(other, name)(), strict=True):
             assert all(torch.equal(*each) for each in zip(first, second, strict=True))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,6 @@ from torch import nn
 from asr_server.options import ServerOptions
 from tests.speech_fixtures import serving
 from training.fit import main
-from training.vision_data import VisionData, load_images
 from training.vision_files import ImageFiles
 from training.vision_finetune import FinetuneOptions, layer_depths, parameter_groups, prepare_epoch
 from training.vision_initial import Initial, load_initial, read_initial, read_published
@@ -259,15 +260,31 @@ def test_photographs_too_many_to_keep_are_read_each_time(pictures: Path) -> None
     assert torch.equal(kept.read(2, indices)[0], unkept.read(2, indices)[0])
 
 
-def test_two_readers_give_the_same_batches(pictures: Path) -> None:
-    photos = load_photos(listed(pictures), Preprocessing(size=32), PhotoOptions(), seed=1)
+READERS = """
+import sys, torch
+from pathlib import Path
+from training.vision_data import VisionData, load_images
+from training.vision_files import read_files
+from training.vision_photos import PhotoOptions, load_photos
+from vision_zoo.transforms import Preprocessing
+
+files, size = read_files(Path(sys.argv[1])), Preprocessing(size=32)
+photos = load_photos(files, size, PhotoOptions(), seed=1)
+filed = load_images(files, size, limit=0)
+for train, held in ((photos, load_images(files, size)), (filed, filed)):
     found = []
     for workers in (0, 2):
-        data = VisionData(photos, load_images(listed(pictures), Preprocessing(size=32)), 4, seed=1, workers=workers)
+        data = VisionData(train, held, 4, seed=1, workers=workers)
         loader = data.train_dataloader()
-        loader.sampler.set_epoch(5)  # type: ignore[attr-defined]
-        found.append(torch.cat([images for images, _ in loader]))
-    assert torch.equal(*found)
+        loader.sampler.set_epoch(5)
+        found.append(torch.cat([images for of in (loader, data.val_dataloader()) for images, _ in of]))
+    assert torch.equal(*found) and len(found[0]) == 48
+"""
+
+
+def test_two_readers_give_the_same_batches(pictures: Path) -> None:
+    # In a process of its own: readers are forked, which one that has run servers and compiled networks cannot take.
+    subprocess.run([sys.executable, "-c", READERS, str(pictures)], check=True, timeout=120)
 
 
 def test_kept_photographs_have_room_for_crops() -> None:
