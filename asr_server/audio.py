@@ -122,6 +122,12 @@ class AudioDecoder:
         encoding = self._format.encoding
         opening = sniff(data, encoding)
         if opening:
+            found = next((name for name, each in OPENINGS.items() if each is opening), encoding)
+            if encoding in _RAW and found != encoding:  # before anything is decoded, which may take long
+                raise ValueError(
+                    f"encoding ({encoding}) in RecognitionConfig must either be omitted or match the value in the "
+                    f"{found} header ({found})."
+                )
             return opening.source()
         if not encoding:
             raise ValueError(

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from asr_server import logs, quotas
+from asr_server.metrics import Reason
 from asr_server.quotas import ANONYMOUS, CURRENT, Client, QuotaError
 from asr_server.token_file import TokenFile
 
@@ -36,25 +37,34 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 class Refused(Exception):
     """A call that gets a status instead of a handler."""
 
-    def __init__(self, code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, reason: Reason, text: str, metadata: tuple[tuple[str, str], ...] = ()
+    ) -> None:
         super().__init__(text)
         self.code = code
+        self.reason: Reason = reason
         self.metadata = metadata
 
     @staticmethod
     def over_quota(error: QuotaError) -> Refused:
-        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), _retry_metadata(error.retry_after))
+        return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota", str(error), _retry_metadata(error.retry_after))
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Tokens where there is a token file, else the certificate's name where callers show one, else anonymous.
 
-    `speech_services`: full names of those whose calls take one of the client's streams.
+    `speech_services`: full names of those whose calls take one of the client's streams. `rejected` counts refusals.
     """
 
-    def __init__(self, tokens: TokenFile | None, speech_services: Collection[str]) -> None:
+    def __init__(
+        self,
+        tokens: TokenFile | None,
+        speech_services: Collection[str],
+        rejected: Callable[[Reason], None] = lambda _: None,
+    ) -> None:
         self._tokens = tokens
         self._speech = frozenset(speech_services)
+        self._rejected = rejected
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -65,10 +75,11 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         try:
             client = await self._admit(service, handler_call_details.invocation_metadata)
         except Refused as refusal:
+            self._rejected(refusal.reason)
             return _refusing(refusal)
         _enter(client)
         handler = await continuation(handler_call_details)
-        return handler and _guarded(handler, service in self._speech)
+        return handler and _guarded(handler, service in self._speech, self._rejected)
 
     async def _admit(self, service: str, metadata: Collection[tuple[str, str | bytes]]) -> Client:
         if self._tokens is None:
@@ -78,11 +89,12 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.to_thread(self._tokens.refresh)
         client = self._tokens.client(token)
         if client is None:
-            raise Refused(grpc.StatusCode.UNAUTHENTICATED, WRONG_TOKEN)
+            raise Refused(grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", WRONG_TOKEN)
         if not client.may_call(service):
             allowed = ", ".join(sorted(client.services or ())) or "none"
             raise Refused(
                 grpc.StatusCode.PERMISSION_DENIED,
+                "forbidden",
                 f"Client '{client.name}' may not call service '{service}'. It may call: {allowed}.",
             )
         try:
@@ -104,7 +116,7 @@ def bearer_token(metadata: Collection[tuple[str, str | bytes]]) -> str:
         scheme, _, token = values[0].strip().partition(" ")
         if scheme.lower() == "bearer" and token.strip():
             return token.strip()
-    raise Refused(grpc.StatusCode.UNAUTHENTICATED, NO_TOKEN)
+    raise Refused(grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", NO_TOKEN)
 
 
 def certificate_name(auth_context: Mapping[str, Any]) -> str | None:
@@ -131,7 +143,7 @@ def _refusing(refusal: Refused) -> Handler:
     return grpc.stream_unary_rpc_method_handler(refuse)
 
 
-def _guarded(handler: Handler, takes_stream: bool) -> Handler:
+def _guarded(handler: Handler, takes_stream: bool, rejected: Callable[[Reason], None]) -> Handler:
     """The same handler with the client's quotas around it."""
     kinds = {
         (False, False): ("unary_unary", grpc.unary_unary_rpc_method_handler),
@@ -149,6 +161,7 @@ def _guarded(handler: Handler, takes_stream: bool) -> Handler:
             with _charged(context, takes_stream):
                 return await _run(behaviour(request, context), context)
         except QuotaError as error:
+            rejected("quota")
             await _abort(context, Refused.over_quota(error))
 
     guarded: Handler = make(

@@ -9,8 +9,9 @@ deadline. A step takes the entries with the earliest ones, all of one engine, as
 * else at the earliest deadline, or when a full step is waiting: under load steps fill, and a full step costs far less
   than its streams one by one.
 
-Who waits for a final result has an earlier deadline than who speaks, and a recording that was sent at once comes after
-both. When the queue falls behind (`lag`), whoever lets calls in can refuse new ones.
+Who waits for a final result has an earlier deadline than who speaks. Recordings that were sent at once come after both,
+however long they have waited, but for a share of each step, so that live streams do not keep them out for ever. When
+live streams are late (`lag`), whoever lets calls in can refuse new ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from asr_server.options import BatchOptions
 from asr_server.pcm import Samples
 from asr_server.recognizer import Engine, Event, Step, StreamOptions
 from asr_server.stream import Stream
+
+BULK_SHARE = 8  # of so many places of a step, and of so many steps, one is for recordings that wait
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,7 @@ class Scheduler:
         self._queue: dict[LiveStream, float] = {}  # -> deadline
         self._pace = 0.0  # no step before this time, unless a deadline comes first
         self._cost: dict[str, float] = {}  # seconds a stream of a step, by model
+        self._steps_without_bulk = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -128,9 +132,10 @@ class Scheduler:
 
     @property
     def lag(self) -> float:
-        """Seconds by which the most urgent stream in the queue is late."""
+        """Seconds by which the most urgent live stream in the queue is late."""
         with self._lock:
-            return max(time.monotonic() - min(self._queue.values()), 0.0) if self._queue else 0.0
+            due = min((deadline for live, deadline in self._queue.items() if not live.is_bulk), default=None)
+        return 0.0 if due is None else max(time.monotonic() - due, 0.0)
 
     def receive(self, live: LiveStream, item: Samples | str, size: int) -> bool:
         with self._lock:
@@ -182,7 +187,7 @@ class Scheduler:
                 if not self._queue:
                     self._lock.wait()
                     continue
-                first = min(self._queue, key=self._queue.__getitem__)
+                first = self._first()
                 limit = self._limit(first.engine)
                 mates = [live for live in self._queue if live.engine is first.engine]
                 # Recordings alone wait for nobody: company that may come joins the step after this one.
@@ -191,11 +196,27 @@ class Scheduler:
                 if wait > 0 and len(mates) < limit:
                     self._lock.wait(wait)
                     continue
-                mates.sort(key=self._queue.__getitem__)
-                batch = mates[:limit]
+                batch = self._chosen(mates, limit)
                 for live in batch:
                     del self._queue[live]
                 return batch
+
+    def _first(self) -> LiveStream:
+        """Whose engine takes the next step: the most urgent live stream's, or now and then a recording's."""
+        live = [each for each in self._queue if not each.is_bulk]
+        bulk = [each for each in self._queue if each.is_bulk]
+        of = bulk if not live or (bulk and self._steps_without_bulk >= BULK_SHARE) else live
+        return min(of, key=self._queue.__getitem__)
+
+    def _chosen(self, mates: list[LiveStream], limit: int) -> list[LiveStream]:
+        """The most urgent live streams of an engine, and recordings in the places they leave or in their share."""
+        mates.sort(key=lambda each: (each.is_bulk, self._queue[each]))
+        bulk = [each for each in mates if each.is_bulk]
+        share = min(len(bulk), max(limit // BULK_SHARE, self._steps_without_bulk >= BULK_SHARE))
+        live = mates[: len(mates) - len(bulk)][: limit - share]
+        chosen = [*live, *bulk[: limit - len(live)]]
+        self._steps_without_bulk = 0 if any(each.is_bulk for each in chosen) else self._steps_without_bulk + 1
+        return chosen
 
     def _limit(self, engine: Engine) -> int:
         """Streams that pass the line within the target, by what they have cost so far."""

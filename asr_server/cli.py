@@ -327,6 +327,8 @@ def _transcribe(args: argparse.Namespace) -> int:
         raise ClientError("name one or more files, or say --microphone")
     if args.output and len(args.files) > 1 and not args.output.is_dir():
         raise ClientError(f"--output {args.output} is not a folder, and {len(args.files)} recordings need one")
+    if args.output and not args.output.parent.is_dir():
+        raise ClientError(f"--output {args.output}: there is no folder {args.output.parent}")
     stems = [path.stem for path in args.files]
     if args.output and args.output.is_dir() and (twice := {stem for stem in stems if stems.count(stem) > 1}):
         raise ClientError(f"recordings share the names {sorted(twice)}: one transcript would overwrite the other")
@@ -359,9 +361,14 @@ def _transcribe_one(args: argparse.Namespace, path: Path | None, hear: Hear, sto
         chunks = client.until(stop, chunks)
     # Text for the eyes is shown as it is found; everything else is written when it is whole.
     live = args.output is None and args.format == "txt"
-    transcript = Transcript(str(path or "microphone"), tuple(_collect(hear(chunks), live)))
-    if not live:
-        _write(render(transcript, args.format), args.output, path, args.format)
+    segments: list[Segment] = []
+    try:
+        for segment in _collect(hear(chunks), live):
+            segments.append(segment)  # noqa: PERF402 (what came before an error counts)
+    finally:  # a server that goes away in between must not take with it what was heard
+        if not live and (segments or sys.exception() is None):
+            transcript = Transcript(str(path or "microphone"), tuple(segments))
+            _write(render(transcript, args.format), args.output, path, args.format)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class Gate:
 
         def charge(seconds: float) -> None:
             account.charge_audio(seconds)
+            self.metrics.audio(call.engine.name, seconds)
             if not session.seconds:
                 span.event("first_audio")
 
@@ -102,8 +103,7 @@ class Gate:
         finally:
             session.close()
             self.metrics.streams_open(call.engine.name, -1)
-            self.metrics.audio(call.engine.name, session.seconds)
-            if session.latency is not None:
+            if session.latency is not None and not is_bulk:  # of recordings it says how long they are
                 self.metrics.final_latency(session.latency)
 
     def hand_out(self, event: Event, seen: set[str]) -> None:

@@ -28,6 +28,7 @@ from asr_server.telemetry_interceptor import request_number
 from asr_server.wire import speech_pb2 as pb
 
 PIECE_BYTES = 65536  # read at once
+SWEEPS = 10  # in the time for which results are kept
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,13 @@ class LongRunning:
         self._jobs: dict[str, _Job] = {}  # by name of the operation, until it has ended
         self._tasks: dict[str, asyncio.Task[None]] = {}  # of those that run
         self._closing: set[asyncio.Future[None]] = set()
+        self._sweeping: asyncio.TimerHandle | None = None
 
     async def begin(self, call: Call, request: pb.LongRunningRecognizeRequest) -> Operation:
         """ValueError for a recording that cannot be had, ExhaustedError where there is no room for it."""
         if request.HasField("output_config"):
             raise ValueError("output_config is not supported: this server writes results nowhere. Leave it out.")
-        self.store.check_room()
+        self.store.check_room(CURRENT.get().name)
         recording = await _kept(self._open, request.audio)
         try:
             operation = self.store.begin(CURRENT.get().name, request.audio.uri)
@@ -110,6 +112,8 @@ class LongRunning:
             self._stop(name, UNAVAILABLE, "The server is stopping.")
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*self._closing)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     def _open(self, audio: pb.RecognitionAudio) -> Recording:
         if audio.WhichOneof("audio_source") == "uri":
@@ -154,8 +158,16 @@ class LongRunning:
         closing = loop.run_in_executor(None, job.recording.close)
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
-        loop.call_later(self._limits.ttl_seconds, self.store.sweep)  # results go also where nobody asks any more
+        if self._sweeping is None:
+            self._sweep()
         self._start()
+
+    def _sweep(self) -> None:
+        """Results go also where nobody asks any more: one timer for all, which belongs to no request."""
+        self.store.sweep()
+        self._sweeping = asyncio.get_running_loop().call_later(
+            self._limits.ttl_seconds / SWEEPS, self._sweep, context=contextvars.Context()
+        )
 
     async def _run(self, name: str, job: _Job) -> None:
         try:
@@ -175,7 +187,8 @@ class LongRunning:
                 async for channel, event in session.events():
                     if isinstance(event, Result) and event.is_final:
                         response = pb.LongRunningRecognizeResponse(results=writer.results([(channel, event)]))
-                        self.store.add(name, event.end, response.SerializeToString())
+                        if not self.store.add(name, event.end, response.SerializeToString()):
+                            return
                         self._gate.metrics.finals()
             finally:
                 reader.cancel()

@@ -26,7 +26,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 Stage: TypeAlias = Literal["features", "acoustic_model", "decoder", "endpoint"]
-Reason: TypeAlias = Literal["overload", "draining", "unauthenticated", "quota", "limit"]
+Reason: TypeAlias = Literal["overload", "draining", "unauthenticated", "forbidden", "quota"]
 Kind: TypeAlias = Literal["speech", "vision", "language_model"]
 
 # 1 ms to 10 s, close together around 500 ms, which final latencies are judged by.
@@ -133,7 +133,7 @@ class Metrics:
     def _open_calls(self, registry: CollectorRegistry) -> None:
         self._rejected = Counter(
             "earsight_rejected",
-            "Calls turned away: overload, draining, unauthenticated, quota or limit.",
+            "Calls turned away: overload, draining, unauthenticated, forbidden (by the client's token) or quota.",
             ["reason"],
             registry=registry,
         )
@@ -161,6 +161,9 @@ class Metrics:
             ["kind", "result"],
             registry=registry,
         )
+        for kind in get_args(Kind):
+            for result in ("ok", "failed"):
+                self._reloads.labels(kind, result)
         self._models = Gauge(
             "earsight_model_info", "1 for every version that is loaded.", Model._fields, registry=registry
         )
@@ -198,8 +201,9 @@ class Metrics:
         for seconds in waited:
             self.waited(seconds)
 
-    def queue(self, length: int) -> None:
-        self._queue.set(length)
+    def queue_of(self, length: Callable[[], int]) -> None:
+        """What is asked at each scrape."""
+        self._queue.set_function(length)
 
     def waited(self, seconds: float) -> None:
         self._waited.observe(seconds)

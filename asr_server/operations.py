@@ -4,9 +4,11 @@
 
 They live in this process's memory only: another replica does not know them, and a restart forgets them. Everything has
 a bound: who is let in, how many that have ended are kept, for how long, and the bytes of all results together, those of
-running operations included. Where room is needed, the operations that ended first go first.
+running operations included. Where room is needed, the client that takes most of it gives: of its operations, those that
+ended first.
 
-An operation is known to the client that began it; for others it does not exist. Used from one thread.
+An operation is known to the client that began it; for others it does not exist. Callers whom neither token nor
+certificate tells apart are one client. Used from one thread.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+from asr_server.quotas import ANONYMOUS
 
 Clock = Callable[[], float]
 
@@ -32,6 +36,7 @@ class OperationLimits:
     seconds: float = 8 * 3600.0  # of audio
     running: int = 4
     waiting: int = 32  # for one of those to end; more are refused
+    client: int = 18  # running or waiting, of one client that a token or certificate names
     spool_bytes: int = 1 << 30  # on disk, of the recordings that run or wait
     kept: int = 1000  # that have ended
     result_bytes: int = 64 << 20
@@ -39,7 +44,7 @@ class OperationLimits:
     wait_seconds: float = 60.0  # for which WaitOperation waits at most
 
     def __post_init__(self) -> None:
-        counts = (self.content_bytes, self.running, self.spool_bytes, self.kept, self.result_bytes)
+        counts = (self.content_bytes, self.running, self.client, self.spool_bytes, self.kept, self.result_bytes)
         if min(*counts, self.seconds, self.ttl_seconds, self.wait_seconds) <= 0 or self.waiting < 0:
             raise ValueError(f"{self}: all must be above 0, and waiting at least 0")
 
@@ -95,9 +100,14 @@ class OperationStore:
         """Of all results that are held."""
         return self._bytes
 
-    def check_room(self) -> None:
+    def check_room(self, owner: str) -> None:
         """ExhaustedError where `begin` would refuse."""
         limits = self.limits
+        own = sum(self._operations[name].owner == owner for name in self._parts)
+        if own >= limits.client and owner != ANONYMOUS.name:
+            raise ExhaustedError(
+                f"{own} of your operations have not ended; a client may have {limits.client}. Try later."
+            )
         if len(self._parts) >= limits.running + limits.waiting:
             raise ExhaustedError(
                 f"{len(self._parts)} operations have not ended, and {limits.running} may run while {limits.waiting} "
@@ -107,10 +117,9 @@ class OperationStore:
     def begin(self, owner: str, uri: str = "") -> Operation:
         """A new one, which waits. ExhaustedError where too many do."""
         self.sweep()
-        self.check_room()
+        self.check_room(owner)
         self._begun += 1
         now = self._clock()
-        # Where nobody has to show a token, all callers are one client, and the name is all that protects the results.
         operation = Operation(secrets.token_hex(16), owner, uri, self._begun, now, now)
         self._operations[operation.name] = operation
         self._parts[operation.name] = []
@@ -135,21 +144,26 @@ class OperationStore:
             operation = self._operations[name]
             self._change(replace(operation, percent=max(operation.percent, min(percent, 99))))
 
-    def add(self, name: str, end: float, part: bytes) -> None:
+    def add(self, name: str, end: float, part: bytes) -> bool:
         """A result that ends at `end` seconds, serialised so that joined parts are the response (protobuf's rule).
 
-        No effect on one that has ended. ExhaustedError where there is no room, even without what has been kept.
+        Whether the operation goes on: False for one that has ended. Where there is no room, even without what has been
+        kept, the operation with the most results fails.
         """
         if name not in self._parts:
-            return
+            return False
         self._parts[name].append((end, part))
         self._bytes += len(part)
         self._shrink()
         if self._bytes > self.limits.result_bytes:
-            raise ExhaustedError(
-                f"The results of running operations have more than {self.limits.result_bytes} bytes. "
-                "Cut the recording, ask for fewer alternatives, or try later."
+            largest = max(self._parts, key=lambda each: sum(len(part) for _, part in self._parts[each]))
+            self.fail(
+                largest,
+                RESOURCE_EXHAUSTED,
+                f"The results of running operations have more than {self.limits.result_bytes} bytes, and this one's "
+                "the most. Cut the recording, ask for fewer alternatives, or try later.",
             )
+        return name in self._parts
 
     def succeed(self, name: str, rest: bytes = b"") -> None:
         """Its parts in the order of their ends, and the rest of the response."""
@@ -221,7 +235,12 @@ class OperationStore:
 
     def _shrink(self) -> None:
         while self._ended and (len(self._ended) > self.limits.kept or self._bytes > self.limits.result_bytes):
-            self._drop(next(iter(self._ended)))
+            taken: Counter[str] = Counter()
+            for name in self._ended:
+                operation = self._operations[name]
+                taken[operation.owner] += len(operation.response) if self._bytes > self.limits.result_bytes else 1
+            (owner, _), *_ = taken.most_common(1)
+            self._drop(next(name for name in self._ended if self._operations[name].owner == owner))
 
     def _drop(self, name: str) -> None:
         operation = self._operations.pop(name)

@@ -10,6 +10,7 @@ from asr_server.operations import OperationLimits
 from asr_server.security_options import SecurityOptions
 
 PRECISIONS = ("fp32", "bf16", "int8")
+LONGEST = 7 * 24 * 3600.0  # seconds; gRPC counts milliseconds in 32 bits
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,19 @@ class ServerOptions:
             raise ValueError(f"port {self.port} must be between 0 and 65535")
         if self.threads < 1 or self.limits.calls < 1:
             raise ValueError(f"threads {self.threads} and calls {self.limits.calls} must be at least 1")
-        limits = self.limits
-        positive = (limits.lag_seconds, limits.ahead_seconds, limits.idle_seconds, limits.stall_seconds)
-        if min(*positive, self.message_bytes, self.keepalive_seconds) <= 0:
-            raise ValueError(
-                f"{limits}, message_bytes {self.message_bytes} and keepalive_seconds {self.keepalive_seconds} "
-                "must be above 0"
-            )
+        limits, metrics_port = self.limits, self.telemetry.metrics_port
+        if not 0 <= (metrics_port or 0) <= 65535:
+            raise ValueError(f"metrics port {metrics_port} must be between 0 and 65535")
+        if not 0 < self.message_bytes < 1 << 31:
+            raise ValueError(f"message_bytes {self.message_bytes} must be above 0 and below {1 << 31}")
+        times = {name: value for name, value in vars(limits).items() if name.endswith("seconds")}
+        times["keepalive_seconds"] = self.keepalive_seconds
+        for name, value in times.items():
+            if not 0 < value <= LONGEST:
+                raise ValueError(f"{name} {value:g} must be above 0 and at most {LONGEST:g}")
+        for name, value in (("drain_seconds", self.drain_seconds), ("reload_seconds", self.reload_seconds)):
+            if not 0 <= value <= LONGEST:
+                raise ValueError(f"{name} {value:g} must be between 0 and {LONGEST:g}")
         if self.precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision is {self.precision!r}. Select one of {('auto', *PRECISIONS)}")
 

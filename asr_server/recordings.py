@@ -11,6 +11,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -36,8 +37,10 @@ class Recording:
 
     def close(self) -> None:
         if not self._file.closed:
-            self._file.close()
-            self._closed()
+            try:
+                self._file.close()
+            finally:  # a full disk is noticed here too, by what was still to be written
+                self._closed()
 
 
 class Spool:
@@ -68,7 +71,8 @@ class Spool:
             file.write(content)
             file.seek(0)
         except OSError as error:
-            recording.close()
+            with suppress(OSError):
+                recording.close()
             raise ExhaustedError(f"The recording cannot be kept: {error.strerror}.") from error
         return recording
 

@@ -82,6 +82,8 @@ class Reloader:
             self._engines.fill()
             self._language_models.fill()
         except OSError as error:
+            if error.filename is None:  # not of the folders: without a place for temporary files, for example
+                raise ValueError(f"the models cannot be loaded: {error.strerror or error}") from error
             raise ValueError(f"models directory {error.filename!r} cannot be listed: {error.strerror}") from error
         self._started = True
         self._publish()

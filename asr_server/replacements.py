@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 MAX_ENTRIES = 100  # of a request, and
@@ -29,9 +30,13 @@ class Replacement:
                 f"{len(self.replace)} characters there; 1 to {MAX_LENGTH}, and at most {MAX_LENGTH}, are allowed."
             )
 
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        """Kept here: of more patterns than `re` keeps for all callers, each result would compile its own again."""
+        return re.compile(rf"(?<!\w){re.escape(self.search)}(?!\w)", 0 if self.case_sensitive else re.IGNORECASE)
+
     def __call__(self, text: str) -> str:
-        pattern = rf"(?<!\w){re.escape(self.search)}(?!\w)"
-        return re.sub(pattern, lambda _: self.replace, text, flags=0 if self.case_sensitive else re.IGNORECASE)
+        return self._pattern.sub(lambda _: self.replace, text)
 
 
 def checked(replacements: Iterable[Replacement]) -> tuple[Replacement, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from asr_server import operations_service, process, riva_service, service
 from asr_server.auth_interceptor import AuthInterceptor
 from asr_server.catalogue import Catalogue, Snapshot
 from asr_server.gate import Gate
+from asr_server.health_state import HealthState
 from asr_server.long_running import LongRunning
 from asr_server.malformed_interceptor import MalformedInterceptor
 from asr_server.metrics import Counts, Metrics, Model
@@ -85,10 +87,21 @@ logger = logging.getLogger(__name__)
 async def serve(options: ServerOptions, ready: Callable[[Running], None]) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP looks for models. ValueError when a bundle or the port cannot be used."""
     process.prepare()
-    stop, wake = asyncio.Event(), asyncio.Event()
-    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, wake)):
-        asyncio.get_running_loop().add_signal_handler(number, event.set)
+    begun, stop, wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def end(number: int) -> None:
+        if not begun.is_set():  # nobody is served yet, and threads that load and compile cannot be stopped
+            logger.warning("stopped while starting")
+            logging.shutdown()
+            os._exit(128 + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, number)
+    loop.add_signal_handler(signal.SIGHUP, wake.set)
     async with running(options, wake) as server:
+        begun.set()
         ready(server)
         await stop.wait()
 
@@ -100,7 +113,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         metrics = Metrics()
         tracer = make_tracer(options.telemetry.trace_endpoint)
         stack.push_async_callback(asyncio.to_thread, tracer.close)
-        server = _server(options, TelemetryInterceptor(metrics, tracer, method_names(_methods())))
+        server = _server(options, metrics, TelemetryInterceptor(metrics, tracer, method_names(_methods())))
         address = bind(server, options.host, options.port, options.security)
         if warning := exposure_warning(options.host, options.security):
             logger.warning(warning)
@@ -112,7 +125,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         if options.registry is not None:
             registration.check_folder(options.registry)
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        state = health.aio.HealthServicer()
+        state = HealthState()
         catalogue = Catalogue(default=options.default_model or asr_server.bundle.SHIPPED_DEFAULT)
 
         def changed(now: Snapshot) -> None:
@@ -142,6 +155,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
         executor = stack.enter_context(ThreadPoolExecutor(CODEC_THREADS, "codec"))
         line = Line(executor, options.batching, metrics)
         stack.callback(line.close)
+        metrics.queue_of(lambda: line.scheduler.waiting)
         gate = Gate(line, options.limits, metrics)
         long_running = LongRunning(gate, options.operations, options.audio_folder)
         stack.push_async_callback(long_running.close)
@@ -161,7 +175,9 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             await asyncio.to_thread(vision.warm_up)
             for engine in catalogue:
                 await asyncio.to_thread(_warm_up, engine)
-            await _set(state, HEALTHY, serving=True)
+            await _set(state, ("",), serving=True)
+            await _set(state, (*SPEECH_SERVICES, *OPERATION_SERVICES), serving=bool(catalogue.snapshot.engines))
+            await _set(state, VISION_SERVICES, serving=bool(models.vision_models) or options.registry is not None)
             inference.ready = True
             ready.set()
             watching = asyncio.create_task(watch(reloader, options.reload_seconds, wake or asyncio.Event()))
@@ -172,6 +188,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             await state.enter_graceful_shutdown()
             gate.draining = True
             await asyncio.sleep(_NOTICE_SECONDS)
+            state.end_watches()
             await server.stop(options.drain_seconds)
 
 
@@ -221,10 +238,10 @@ def make_engine(bundle: asr_server.bundle.SpeechBundle, precision: str, threads:
     return Engine(bundle, fastest(bundle.model) if precision == "auto" else precision, threads)
 
 
-def _server(options: ServerOptions, telemetry: TelemetryInterceptor) -> grpc.aio.Server:
+def _server(options: ServerOptions, metrics: Metrics, telemetry: TelemetryInterceptor) -> grpc.aio.Server:
     tokens = TokenFile(options.security.tokens) if options.security.tokens else None
     # in this order: refusals are counted, and nobody's messages are looked at who may not call
-    interceptors = [telemetry, AuthInterceptor(tokens, SPEECH_SERVICES), MalformedInterceptor()]
+    interceptors = [telemetry, AuthInterceptor(tokens, SPEECH_SERVICES, metrics.rejected), MalformedInterceptor()]
     settings = [
         ("grpc.max_receive_message_length", options.message_bytes),
         ("grpc.so_reuseport", 0),
@@ -271,7 +288,7 @@ def _loaded(now: Snapshot) -> list[Model]:
     return [*speech, *(Model(name, "", "language_model") for name in now.language_models)]
 
 
-async def _set(state: health.aio.HealthServicer, services: Iterable[str], serving: bool) -> None:
+async def _set(state: HealthState, services: Iterable[str], serving: bool) -> None:
     answer = health_pb2.HealthCheckResponse
     for name in services:
         await state.set(name, answer.SERVING if serving else answer.NOT_SERVING)

@@ -13,7 +13,7 @@ def bind(server: grpc.aio.Server, host: str, port: int, security: SecurityOption
     """Take the port; returns HOST:PORT, or the path of a Unix socket. ValueError when it may or can not be done."""
     check_exposure(host, security.tls, security.tokens is not None, security.allow_insecure)
     unix = host.startswith(("unix:", "unix-abstract:"))
-    name = f"[{host}]" if ":" in host and not unix else host
+    name = f"[{host.strip('[]')}]" if ":" in host and not unix else host
     target = host if unix else f"{name}:{port}"
     credentials = server_credentials(security)
     try:

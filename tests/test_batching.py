@@ -230,6 +230,29 @@ def test_deadlines_order_the_queue(engine: Engine) -> None:
     assert order == [ending, live, bulk]
 
 
+def test_recordings_that_have_waited_long_hold_up_no_live_stream(engine: Engine) -> None:
+    """Ten places a step, one of them for recordings; with one place, every ninth step."""
+    with scheduling() as (scheduler, _):
+        live = [open_stream(scheduler, engine) for _ in range(12)]
+        bulk = [scheduler.open(engine, StreamOptions(), lambda _: None, is_bulk=True) for _ in range(30)]
+        with scheduler._lock:
+            now = time.monotonic()
+            waiting = {**dict.fromkeys(live, now + 1), **dict.fromkeys(bulk, now - 60)}
+
+            def step(limit: int) -> list[LiveStream]:
+                scheduler._queue = dict(waiting)
+                first = scheduler._first()
+                chosen = scheduler._chosen(list(waiting), limit)
+                assert first in chosen
+                return chosen
+
+            assert step(10) == [*live[:9], bulk[0]]
+            assert step(20) == [*live, *bulk[:8]]
+            turns = [step(1)[0].is_bulk for _ in range(18)]
+            assert turns == [*[False] * 8, True, *[False] * 8, True]
+            scheduler._queue = {}
+
+
 def test_closed_streams_get_no_steps(engine: Engine) -> None:
     with scheduling(BatchOptions(live=0.2)) as (scheduler, collector):
         gone, there = open_stream(scheduler, engine), open_stream(scheduler, engine)
@@ -281,9 +304,13 @@ def test_lag(engine: Engine) -> None:
         with scheduler._lock:
             scheduler._queue[late] = time.monotonic() - 5
             assert scheduler.waiting == 1
-            lag = time.monotonic() - min(scheduler._queue.values())
-            del scheduler._queue[late]
-        assert lag >= 5
+        assert scheduler.lag >= 5
+        recording = scheduler.open(engine, StreamOptions(), lambda _: None, is_bulk=True)
+        with scheduler._lock:
+            scheduler._queue = {recording: time.monotonic() - 60}
+        assert scheduler.lag == 0.0, "recordings can wait"
+        with scheduler._lock:
+            scheduler._queue = {}
 
 
 def test_batch_options_are_checked() -> None:

@@ -23,6 +23,7 @@ GRPC_FILES = {
     "operations_service.py",
     "auth_interceptor.py",
     "gate.py",
+    "health_state.py",
     "malformed_interceptor.py",
     "transport.py",
     "telemetry_interceptor.py",

@@ -63,8 +63,7 @@ def test_streams_audio_queue_and_results() -> None:
     metrics.streams_open("en", -1)
     metrics.audio("en", 0.5)
     metrics.audio("en", 0.25)
-    metrics.queue(7)
-    metrics.queue(4)
+    metrics.queue_of(lambda: 4)
     metrics.waited(0.004)
     metrics.final_latency(0.2)
     metrics.interims()
@@ -164,9 +163,9 @@ def scrape(port: int) -> dict[str, float]:
 def test_a_scrape_over_http() -> None:
     metrics = Metrics()
     with serve_metrics(metrics, "127.0.0.1", 0) as port:
-        metrics.queue(3)
+        lengths = iter((3, 5, 5))
+        metrics.queue_of(lambda: next(lengths))
         assert scrape(port)["earsight_queue_streams"] == 3
-        metrics.queue(5)
         assert scrape(port)["earsight_queue_streams"] == 5
         with urlopen(Request(f"http://127.0.0.1:{port}/", headers={"Accept-Encoding": "gzip"}), timeout=10) as reply:
             assert b"earsight_queue_streams 5.0" in gzip.decompress(reply.read())
@@ -213,5 +212,5 @@ def test_a_silent_peer_and_one_that_hangs_up_stop_nobody() -> None:
 
 def test_the_exposition_is_what_the_registry_holds() -> None:
     metrics = Metrics()
-    metrics.rejected("limit")
-    assert b'earsight_rejected_total{reason="limit"} 1.0' in generate_latest(metrics.registry)
+    metrics.rejected("quota")
+    assert b'earsight_rejected_total{reason="quota"} 1.0' in generate_latest(metrics.registry)

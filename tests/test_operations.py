@@ -12,6 +12,7 @@ import pytest
 from asr_server.operations import (
     CANCELLED,
     MAX_PAGE,
+    RESOURCE_EXHAUSTED,
     ExhaustedError,
     Failure,
     OperationLimits,
@@ -144,9 +145,35 @@ def test_more_than_may_wait_are_refused(make: Make) -> None:
     store = make(running=1, waiting=2)
     names = [store.begin("ann").name for _ in range(3)]
     assert refusal(lambda: store.begin("bob"), ExhaustedError).startswith("3 operations have not ended, and 1 may run")
-    refusal(store.check_room, ExhaustedError)
+    refusal(lambda: store.check_room("bob"), ExhaustedError)
     store.fail(names[1], CANCELLED, "")
     store.begin("bob")
+
+
+def test_one_client_leaves_room_for_others(make: Make) -> None:
+    store = make(running=2, waiting=2, client=2, kept=3, result_bytes=100)
+    for _ in range(2):
+        name = store.begin("mallory").name
+    text = refusal(lambda: store.begin("mallory"), ExhaustedError)
+    assert text == "2 of your operations have not ended; a client may have 2. Try later."
+    store.fail(name, CANCELLED, "")
+    store.begin("ann")
+    nobody = make(client=1)
+    for _ in range(2):
+        nobody.begin("anonymous")  # who may be many
+
+
+def test_who_takes_most_gives_room(make: Make) -> None:
+    store = make(kept=3, result_bytes=100)
+    anns = finished(store)
+    theirs = [finished(store, owner="mallory") for _ in range(3)]
+    assert store.get("ann", anns)
+    refusal(lambda: store.get("mallory", theirs[0]))
+    assert store.get("mallory", theirs[1])
+    hers, his = store.begin("ann").name, store.begin("mallory").name
+    assert store.add(his, 1.0, bytes(99))
+    assert store.add(hers, 1.0, bytes(2)), "his goes, not the one that came last"
+    assert store.get("mallory", his).failure is not None and store.result_bytes == 2
 
 
 def test_turns_are_fair(make: Make) -> None:
@@ -224,10 +251,11 @@ def test_results_have_a_bound(make: Make) -> None:
     refusal(lambda: store.get("ann", first))
     assert store.get("ann", second).response == bytes(40)
     assert store.result_bytes == 61
-    text = refusal(lambda: store.add(name, 3.0, bytes(80)), ExhaustedError)
-    assert text.startswith("The results of running operations have more than 100 bytes.")
+    assert not store.add(name, 3.0, bytes(80))
+    failure = store.get("ann", name).failure
+    assert failure is not None and failure.code == RESOURCE_EXHAUSTED
+    assert failure.text.startswith("The results of running operations have more than 100 bytes")
     refusal(lambda: store.get("ann", second))
-    store.fail(name, 8, text)
     assert store.result_bytes == 0
 
 
@@ -261,6 +289,14 @@ def test_spool_without_a_disk(tmp_path: Path) -> None:
 
 def test_spool_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Path("/dev/full").open("r+b", buffering=0))  # noqa: A006, SIM115
+    spool = Spool(10, tmp_path)
+    assert refusal(lambda: spool.keep(b"x"), ExhaustedError).endswith("No space left on device.")
+    assert spool.used == 0
+
+
+def test_a_small_recording_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays in the file's buffer, so that the disk is found full when that is flushed, and again at the end."""
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Path("/dev/full").open("r+b"))  # noqa: A006, SIM115
     spool = Spool(10, tmp_path)
     assert refusal(lambda: spool.keep(b"x"), ExhaustedError).endswith("No space left on device.")
     assert spool.used == 0

@@ -251,6 +251,30 @@ def test_sigterm_lets_calls_end(server: Process) -> None:
     assert (server.process.returncode, out) == (0, "stopped\n")
 
 
+STARTING = """
+import asyncio, contextlib, time
+from asr_server import server
+from asr_server.options import ServerOptions
+
+@contextlib.asynccontextmanager
+async def loading(options, wake):
+    print("starting", flush=True)
+    await asyncio.to_thread(time.sleep, 60)
+    yield
+
+server.running = loading
+asyncio.run(server.serve(ServerOptions(), print))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_still_loading_is_stopped_at_once(number: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTING], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "starting\n"
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 128 + number
+
+
 def _answers(address: str) -> bool:
     """Whether new calls are still taken."""
     with grpc.insecure_channel(address) as channel:
