@@ -167,9 +167,9 @@ def test_who_takes_most_gives_room(make: Make) -> None:
     store = make(kept=3, result_bytes=100)
     anns = finished(store)
     theirs = [finished(store, owner="mallory") for _ in range(3)]
-    assert store.get("ann", anns)
+    assert store.get("ann", anns).done
     refusal(lambda: store.get("mallory", theirs[0]))
-    assert store.get("mallory", theirs[1])
+    assert store.get("mallory", theirs[1]).done
     hers, his = store.begin("ann").name, store.begin("mallory").name
     assert store.add(his, 1.0, bytes(99))
     assert store.add(hers, 1.0, bytes(2)), "his goes, not the one that came last"
