@@ -24,6 +24,8 @@ _STEPPED_INTO = (_SEGMENT, _CLUSTER, _TRACKS)
 _WAITED_FOR = (_TRACK_ENTRY, _SIMPLE_BLOCK, _BLOCK_GROUP)
 _AUDIO = 2  # a TrackType
 _LONGEST_ELEMENT = LONGEST_PACKET + 1024
+_LONGEST_NUMBER = 8  # bytes
+_PASSED_OVER = 0  # no element's id
 _NO_LACING, _XIPH_LACING, _FIXED_LACING = 0, 1, 2
 
 
@@ -66,6 +68,11 @@ class WebmReader:
             raise ValueError(f"damaged WebM data: element {identifier:X} has no length")
         if identifier not in _WAITED_FOR:
             return identifier, b"", begin + size
+        if identifier == _SIMPLE_BLOCK:  # of a picture it may be longer than anything that is waited for
+            if len(self._buffer) < begin + min(size, _LONGEST_NUMBER):
+                return None
+            if _number(bytes(self._buffer[begin : begin + _LONGEST_NUMBER]), 0)[0] != self._track:
+                return _PASSED_OVER, b"", begin + size
         if size > _LONGEST_ELEMENT:
             raise ValueError(f"damaged WebM data: element {identifier:X} has {size} bytes; at most {_LONGEST_ELEMENT}")
         if len(self._buffer) < begin + size:

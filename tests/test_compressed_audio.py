@@ -173,9 +173,11 @@ def test_webm_lacing_padding_and_other_tracks() -> None:
         block(b"\x02" + b"".join(fixed), 0x84),
         block(ebml + a + b + c, 0x86),
         block(b"\xfc", track=2),
+        block(bytes(600_000), track=3),  # a picture
         element(0xA0, element(0xA1, b"\x81\0\0\0" + b) + element(0x75A2, (10**7).to_bytes(4, "big"))),
     ]
-    items = list(WebmReader().feed(webm(HEAD, blocks)))[1:]
+    reader, stream = WebmReader(), webm(HEAD, blocks)
+    items = [item for at in range(0, len(stream), 999) for item in reader.feed(stream[at : at + 999])][1:]
     assert [item.data for item in items] == [a, b, c, *fixed, a, b, c, b]
     assert [item.keep for item in items if isinstance(item, OpusPacket)] == [960] * 9 + [480]
     for flags in (0x82, 0x84, 0x86):
