@@ -126,7 +126,7 @@ class AudioDecoder:
             if encoding in _RAW and found != encoding:  # before anything is decoded, which may take long
                 raise ValueError(
                     f"encoding ({encoding}) in RecognitionConfig must either be omitted or match the value in the "
-                    f"{found} header ({found})."
+                    f"{opening.container} header ({found})."
                 )
             return opening.source()
         if not encoding:

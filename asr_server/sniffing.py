@@ -30,21 +30,22 @@ class Opening:
     size: int  # bytes that decide
     agrees: Callable[[bytes], bool]  # what else has to be true of the first `size` bytes
     source: Callable[[], Source]
+    container: str
 
 
 def _always(data: bytes) -> bool:
     return True
 
 
-WAV = Opening(wav.MAGICS, 12, lambda data: data[8:12] == b"WAVE", WavSource)
+WAV = Opening(wav.MAGICS, 12, lambda data: data[8:12] == b"WAVE", WavSource, "WAV")
 # By encoding, the headers without which its bytes cannot be read. Of MP3 frames, see `sniff`.
 OPENINGS = {
-    "FLAC": Opening((flac.MAGIC,), 4, _always, FlacSource),
-    "OGG_OPUS": Opening((ogg.MAGIC,), 4, _always, lambda: OpusSource(OggReader())),
-    "WEBM_OPUS": Opening((webm.MAGIC,), 4, _always, lambda: OpusSource(WebmReader())),
-    "MP3": Opening((mp3.ID3_MAGIC,), 10, mp3.is_id3, Mp3Source),
-    "AMR": Opening((amr.AMR.magic,), 6, _always, lambda: AmrSource(amr.AMR)),
-    "AMR_WB": Opening((amr.AMR_WB.magic,), 9, _always, lambda: AmrSource(amr.AMR_WB)),
+    "FLAC": Opening((flac.MAGIC,), 4, _always, FlacSource, "FLAC"),
+    "OGG_OPUS": Opening((ogg.MAGIC,), 4, _always, lambda: OpusSource(OggReader()), "Ogg"),
+    "WEBM_OPUS": Opening((webm.MAGIC,), 4, _always, lambda: OpusSource(WebmReader()), "WebM"),
+    "MP3": Opening((mp3.ID3_MAGIC,), 10, mp3.is_id3, Mp3Source, "MP3"),
+    "AMR": Opening((amr.AMR.magic,), 6, _always, lambda: AmrSource(amr.AMR), "AMR"),
+    "AMR_WB": Opening((amr.AMR_WB.magic,), 9, _always, lambda: AmrSource(amr.AMR_WB), "AMR"),
 }
 _FRAME_SIZE = 4  # bytes of an MP3 frame's header
 

@@ -61,7 +61,7 @@ ENDLESS = bytes(16384)
         (ogg(HEAD, [[b"\xff\xff"] * 3], [9999]), "none of 3 Opus packets could be decoded"),
         (webm(HEAD, [block(b"\xff\xff")]), "none of 1 Opus packets could be decoded"),
         (webm(HEAD, [element(0xA3, size=-1)]), "element A3 has no length"),
-        (webm(HEAD, [element(0xA3, size=1 << 20)]), "element A3 has 1048576 bytes; at most"),
+        (webm(HEAD, [element(0xA3, b"\x81" + bytes(7), 1 << 20)]), "element A3 has 1048576 bytes; at most"),
         (webm(HEAD, [b"\0\0\0"]), "no element where one must begin"),
         (webm_opening(HEAD, more=element(0x6D80, b"\0")), "compressed or encrypted"),
         (b"#!AMR\n\xff", "no frame begins with the byte 0xff"),
