@@ -62,6 +62,23 @@ def test_what_is_finished_is_not_done_again(tmp_path: Path, programs: list[tuple
     assert len(programs) == done == 4  # a training, an export and an evaluation of each manifest
 
 
+def test_results_of_one_name_are_refused(
+    tmp_path: Path, programs: list[tuple[str, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, reason in (
+        (["--manifest", "x/dev.jsonl", "y/dev.jsonl"], "x/dev.jsonl and y/dev.jsonl would both be kept as dev"),
+        (["--row", "no-noise", "--noise-share 0"], "no noise and no-noise would both be kept as no-noise"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            start(tmp_path, "no noise", *given)
+        assert ended.value.code == 2 and reason in capsys.readouterr().err
+    assert not programs
+    start(tmp_path, "no noise", "--manifest", "x/dev.jsonl")
+    with pytest.raises(SystemExit):
+        start(tmp_path, "no noise", "--manifest", "y/dev.jsonl")
+    assert "rename a manifest, or remove that result" in capsys.readouterr().err
+
+
 def test_unknown_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         start(tmp_path, "no music")

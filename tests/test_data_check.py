@@ -87,9 +87,10 @@ def test_files_and_lines_that_cannot_be_used(folder: Folder) -> None:
         "{",
         {"audio_filepath": "8k.wav", "text": "one"},
         "[]",
+        {**folder.line("8k.wav"), "duration": float("nan")},
         "",
     )
-    wanted = ["missing", "unreadable", "rate", "duration", "channels", "line", "line", "line"]
+    wanted = ["missing", "unreadable", "rate", "duration", "channels", "line", "line", "line", "line"]
     assert found == [(i, WARNING if rule == "channels" else ERROR, rule) for i, rule in enumerate(wanted, 1)]
 
 

@@ -1,6 +1,7 @@
 """Evaluation from the command line to the figures, on the bundle that hears tones and recordings made for it."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import soundfile
 
 from tests import toy_arpa
 from tests.speech_fixtures import RATE, save_toy_bundle, speak
-from training import evaluate
+from training import evaluate, evaluate_speech
 from training.bootstrap import Interval
 from training.error_rate import Edits
 from training.evaluation import Change
@@ -68,6 +69,20 @@ def test_rates_of_a_manifest(
     heard = [json.loads(line) for line in (tmp_path / "heard.jsonl").read_text().splitlines()]
     assert [line["heard"] for line in heard] == list(PLAYED)
     assert [line["word_errors"] for line in heard] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("samples", [0, 100])
+def test_a_recording_shorter_than_a_window_is_one_without_words(
+    capsys: pytest.CaptureFixture[str], toy_bundle: Path, tmp_path: Path, samples: int
+) -> None:
+    soundfile.write(tmp_path / "tiny.wav", np.zeros(samples), RATE)
+    manifest = tmp_path / "test.jsonl"
+    manifest.write_text(json.dumps({"audio_filepath": "tiny.wav", "text": "one two", "duration": 0}) + "\n")
+    for how in (["--all"], ["--chunked", "--cache", str(tmp_path / "cache")], ["--compare-streaming"], ["--jitter"]):
+        figures = figures_of(capsys, toy_bundle, manifest, *how)
+        for way in figures.get("ways", {"": figures}).values():
+            assert (way["wer"], way["deletions"]) == (100.0, 2)
+            assert way["rtf"] is None or math.isfinite(way["rtf"])
 
 
 def test_streams_equal_the_chunked_pass(capsys: pytest.CaptureFixture[str], toy_bundle: Path, manifest: Path) -> None:
@@ -225,6 +240,32 @@ def test_errors_are_one_line(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        (["--out", "nowhere/heard.jsonl"], "--out nowhere/heard.jsonl: there is no folder nowhere"),
+        (["--out", "."], "--out . is a folder: name a file"),
+        (["--report", "notes"], "--report notes: notes is a file, a folder is needed"),
+        (["--report", "notes/deeper"], "is a file, a folder is needed"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_heard(
+    toy_bundle: Path,
+    manifest: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes").write_text("mine")
+    monkeypatch.setattr(evaluate_speech, "hear_all", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main(["speech", "--bundle", str(toy_bundle), "--manifest", str(manifest), *where])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_both_kinds_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:

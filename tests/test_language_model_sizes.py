@@ -70,6 +70,14 @@ def test_a_table_without_a_bundle(model: Path, manifest: Path, capsys: pytest.Ca
     assert (found["bytes"], found["ngrams"], found["bundles"]) == (size, [6, 4], [])
 
 
+def test_texts_are_read_as_for_the_error_rate(model: Path, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.main([str(model), "--manifest", str(manifest)])
+    lower = capsys.readouterr().out
+    manifest.write_text(manifest.read_text().replace('"a b"', '"A  B"'))
+    command.main([str(model), "--manifest", str(manifest)])
+    assert capsys.readouterr().out == lower
+
+
 def test_error_rates_tuned_and_given(
     tmp_path: Path, model: Path, manifest: Path, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

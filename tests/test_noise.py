@@ -46,6 +46,7 @@ def test_silence_has_no_ratio_and_gets_no_noise() -> None:
     silence = np.zeros(8000, np.float32)
     assert not at_snr(silence, hiss(0), 0).any()
     assert not at_snr(hiss(0), silence, 0).any()
+    assert Clip.of("empty", silence[:0]).power == 0
 
 
 def test_a_stretch_is_a_cut_or_a_loop_of_the_recording() -> None:
@@ -123,6 +124,16 @@ def test_recordings_are_cut_and_the_held_out_ones_stay_away(tmp_path: Path) -> N
     assert sum(len(clip.samples) for clip in bank.clips) == pytest.approx(RATE, abs=10)  # without the padding
     tests = NoiseBank.from_manifest([manifest], NoiseOptions(clip_seconds=0.25, reference=(), testing=True))
     assert {clip.name for clip in tests.clips} == {test}
+
+
+def test_an_id_says_which_side_a_recording_is_on_as_in_the_noisy_test(tmp_path: Path) -> None:
+    (train,), (test,) = names(held=False, count=1), names(held=True, count=1)
+    manifest = write(tmp_path, {train: hiss(0), test: hiss(1)})
+    entries = [json.loads(line) for line in manifest.read_text().splitlines()]
+    swapped = [{**entry, "id": name} for entry, name in zip(entries, (test, train), strict=True)]
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in swapped))
+    (clip,) = NoiseBank.from_manifest([manifest], NoiseOptions(reference=())).clips
+    assert clip.name == train and np.array_equal(clip.samples, Clip.of(train, hiss(1)).samples)
 
 
 def test_a_sum_is_of_several_clips_of_comparable_power() -> None:

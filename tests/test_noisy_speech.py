@@ -137,6 +137,28 @@ def test_speakers_who_say_too_little_are_passed_over() -> None:
     assert {each.speaker for each in found} == set("abc") and len({each.audio for each in found}) == 6
 
 
+def test_files_are_named_after_the_recordings_and_never_twice() -> None:
+    said = [Utterance(Path("a/1.flac"), "a", 1.0, id="x/1"), Utterance(Path("a/2.flac"), "a", 1.0)]
+    assert noisy_speech.file_names(said) == ["x_1.flac", "2.flac"]
+    with pytest.raises(ValueError, match=r"a/2\.flac and b/2\.flac would both be 2\.flac"):
+        noisy_speech.file_names([*said, Utterance(Path("b/2.flac"), "b", 1.0)])
+
+
+def test_a_noise_s_name_is_one_recording_s(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other" / "noise", {"x_tuning-radio": ""}, 0.05)
+    with pytest.raises(ValueError, match="are both called 'x_tuning-radio'"):
+        noisy_speech.read_noises([Path(arguments[3]), other])
+
+
+def test_samples_louder_than_full_scale_are_cut(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "loud.wav", np.array([1.5, 1.0, -1.5, 0.5]), RATE, subtype="FLOAT")
+    assert noisy_speech.whole(Utterance(tmp_path / "loud.wav", "", 1.0)).tolist() == [32767, 32767, -32768, 16384]
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    with pytest.raises(ValueError, match=r"empty\.wav: has no samples"):
+        noisy_speech.whole(Utterance(tmp_path / "empty.wav", "", 1.0))
+
+
 def test_few_speakers_are_said_to_be_few(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

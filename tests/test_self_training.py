@@ -92,6 +92,14 @@ def test_a_share_that_cannot_be_kept(arguments: list[str], keep: str, capsys: py
     assert f"--keep is {float(keep)}: a share above 0 and up to 1" in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_refused_at_once(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        self_training.main([*arguments, "--out", str(tmp_path / "nowhere" / "pseudo.jsonl")])
+    assert ended.value.code == 2 and "there is no folder" in capsys.readouterr().err
+
+
 def test_only_silence(tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path, silent=None)
     with pytest.raises(SystemExit):

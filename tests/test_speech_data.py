@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import torch
 from asr_server.alphabet import Alphabet
 from asr_server.features import Features
 from tests.tones import write_tones
+from training import speech_data
 from training.augment import AugmentOptions, augment, mask, warp
+from training.data_entries import read_entries
+from training.recording_facts import measure
 from training.recordings import Recordings
 from training.speech_data import (
     Augmentation,
@@ -21,6 +25,7 @@ from training.speech_data import (
     statistics,
 )
 from training.speech_manifest import read_manifest
+from training.speech_recipe import say_what_is_used
 from training.speech_split import split
 from training.waveform import WaveformAugmenter, WaveformOptions
 
@@ -46,6 +51,7 @@ def test_paths_start_at_the_manifest(tmp_path: Path) -> None:
         ('{"duration": 1, "text": "a"}', "line 2: 'audio_filepath' is missing"),
         ('{"audio_filepath": "0.wav", "text": "a"}', "line 2: 'duration' is missing"),
         ('{"audio_filepath": "0.wav", "duration": "1", "text": "a"}', "line 2: 'duration' is '1'"),
+        ('{"audio_filepath": "0.wav", "duration": NaN, "text": "a"}', "line 2: 'duration' is nan: a finite number"),
         ('{"audio_filepath": "9.wav", "duration": 1, "text": "a"}', r"line 2: there is no audio file .*9.wav"),
     ],
 )
@@ -57,13 +63,28 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, text: str) -> None:
     assert str(manifest) in str(error.value)
 
 
+def test_null_is_as_good_as_left_out(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path, 2)
+    first, second = (json.loads(line) for line in manifest.read_text().splitlines())
+    nothing = dict.fromkeys(("speaker", "id", "source", "kind", "snr_db"))
+    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in ({**first, **nothing}, second)))
+    utterance, _ = read_manifest(manifest)
+    assert (utterance.speaker, utterance.id, utterance.name) == ("", "", "0")
+    assert read_entries(manifest)[0][0].speaker == ""
+    assert split(manifest, 1, 0, tmp_path / "train.jsonl", tmp_path / "dev.jsonl") == (1, 1)
+
+
 def test_audio_of_another_rate_or_kind_is_refused(tmp_path: Path) -> None:
     (utterance,) = read_manifest(write_tones(tmp_path, 1))
     with pytest.raises(ValueError, match="has 16000 Hz, the features need 8000 Hz"):
         utterance.samples(8000)
     utterance.audio.write_bytes(b"not audio")
-    with pytest.raises(ValueError, match="cannot be read as audio"):
-        utterance.samples(16000)
+    raw = utterance.audio.rename(utterance.audio.with_suffix(".raw"))
+    raw.with_suffix(".wav").write_bytes(b"not audio")
+    for audio in (utterance.audio, raw):
+        with pytest.raises(ValueError, match="cannot be read as audio"):
+            replace(utterance, audio=audio).samples(16000)
+        assert "cannot be read as audio" in measure(audio).trouble
 
 
 def test_of_two_channels_the_first_is_heard_as_by_the_server(tmp_path: Path) -> None:
@@ -116,6 +137,18 @@ def test_processes_share_the_batches() -> None:
     assert not set(shares[0]) & set(shares[1])
 
 
+def test_every_process_has_something_to_validate(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[list[int]] = []
+    for rank in range(3):
+        monkeypatch.setattr(speech_data, "rank_and_world", lambda rank=rank: (rank, 3))
+        share = list(BucketSampler([1.0] * 7, DataOptions(), shuffle=False))
+        assert share
+        found += [batch for _, batch in share]
+    assert sorted(index for batch in found for index in batch) == list(range(7))
+    with pytest.raises(ValueError, match="2 validation utterances are too few for 3 processes"):
+        BucketSampler([1.0] * 2, DataOptions(), shuffle=False)
+
+
 def test_batches_are_padded_and_know_their_lengths(tmp_path: Path) -> None:
     manifest = write_tones(tmp_path, 8)
     data = SpeechData([manifest], [manifest], Features(), Alphabet(), DataOptions(batch_utterances=4))
@@ -138,6 +171,12 @@ def test_long_utterances_are_left_out(tmp_path: Path) -> None:
     manifest = write_tones(tmp_path, 3)
     with pytest.raises(ValueError, match=r"none of the 3 training utterances is at most 0\.1 s long"):
         SpeechData([manifest], [manifest], Features(), Alphabet(), DataOptions(longest=0.1))
+
+
+def test_long_utterances_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = write_tones(tmp_path, 3)  # of 0.2, 0.3 and 0.4 s
+    say_what_is_used(SpeechData([manifest], [manifest], Features(), Alphabet(), DataOptions(longest=0.25)))
+    assert capsys.readouterr().out == "2 of 3 training utterances left out: longer than --longest 0.25 s\n"
 
 
 def test_statistics_are_the_data_s(tmp_path: Path) -> None:
@@ -200,3 +239,6 @@ def test_whole_speakers_are_held_out(tmp_path: Path) -> None:
     assert not speakers[0] & speakers[1]
     with pytest.raises(ValueError, match="cannot hold out 4 speakers"):
         split(manifest, 4, 0, train, development)
+    manifest.write_text(manifest.read_text() + '{"speaker": "b"}\n')
+    with pytest.raises(ValueError, match=r"line 13: .* is no object with an 'audio_filepath'"):
+        split(manifest, 1, 0, train, development)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -46,6 +47,13 @@ def four() -> Batch:
     spectra = torch.randn(4, 30, 81, generator=generator)
     targets = torch.tensor([[3, 4, 5], [4, 4, 0], [6, 0, 0], [7, 8, 3]])
     return Batch(spectra, torch.tensor([30, 24, 17, 30]), targets, torch.tensor([3, 2, 1, 3]))
+
+
+def losses(run: Path) -> list[float]:
+    """Of the validations, in order."""
+    rows = (run / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("val_loss")
+    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
 
 
 def gradients(network: torch.nn.Module) -> list[Tensor]:
@@ -125,11 +133,9 @@ def test_training_learns_and_exports(
     options = ["--optimiser", name, "--learning-rate", rate, "--momentum", "0.9", "--warmup-steps", "5"]
     assert fit.main(command(manifest, tmp_path / "run", "--epochs", "6", "--chunked-share", "0.5", *options)) == 0
     assert "said" in capsys.readouterr().out  # sample transcripts
-    rows = (tmp_path / "run" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("val_loss")
-    losses = [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
-    assert len(losses) == 6
-    assert losses[-1] < 0.8 * losses[0]
+    validated = losses(tmp_path / "run")
+    assert len(validated) == 6
+    assert validated[-1] < 0.8 * validated[0]
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     out = tmp_path / "bundle"
     assert (
@@ -164,6 +170,18 @@ def test_a_killed_run_resumes_and_ends_with_the_same_weights(tmp_path: Path) -> 
         assert torch.equal(tensor, resumed["state_dict"][key]), key
 
 
+def test_a_run_whose_data_is_prepared_by_workers_resumes_with_the_next_epoch_s_batches(tmp_path: Path) -> None:
+    manifest = write_tones(tmp_path / "data", 16)
+    more = ["--warmup-steps", "3", "--hold", "1"]  # the rate does not depend on how many epochs there will be
+    fit.main(command(manifest, tmp_path / "whole", *more, "--epochs", "3"))
+    for epochs in ("1", "3"):
+        fit.main(command(manifest, tmp_path / "cut", *more, "--epochs", epochs, "--workers", "1", "--resume"))
+    whole, resumed = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("whole", "cut"))
+    assert whole["global_step"] == resumed["global_step"] == 3 * 4
+    for key, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, resumed["state_dict"][key]), key
+
+
 def test_recurrent_matrices_move_slower_and_only_matrices_decay(monkeypatch: pytest.MonkeyPatch) -> None:
     network = module()
     network.optimiser = OptimiserOptions(rate=0.2, recurrent_rate=0.25, weight_decay=0.5)
@@ -189,7 +207,7 @@ def test_the_rate_rises_holds_and_falls() -> None:
 
 
 def test_two_processes_that_split_utterances_train_as_one(tmp_path: Path) -> None:
-    manifest = write_tones(tmp_path / "data", 8)
+    manifest = write_tones(tmp_path / "data", 9)  # of whose three batches one process validates two
     plain = ["--epochs", "2", "--dropout", "0", "--no-augmentation", "--chunked-share", "0.5"]
     assert fit.main(command(manifest, tmp_path / "one", *plain)) == 0
     split = [*plain, "--model-parallel", "--devices", "2", "--strategy", "ddp"]
@@ -197,9 +215,10 @@ def test_two_processes_that_split_utterances_train_as_one(tmp_path: Path) -> Non
     run = [*torchrun, "-m", "training.fit", *command(manifest, tmp_path / "two", *split)]
     subprocess.run(run, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL)
     one, two = (torch.load(tmp_path / name / "last.ckpt", weights_only=True) for name in ("one", "two"))
-    assert one["global_step"] == two["global_step"] == 4
+    assert one["global_step"] == two["global_step"] == 6
     for name, tensor in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], tensor, rtol=1e-3, atol=1e-4)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
 
 
 def test_two_nodes_train_as_one_node_with_two_processes(tmp_path: Path) -> None:
@@ -270,16 +289,42 @@ def test_gated_layers_are_added_without_a_change_of_what_is_said(tmp_path: Path)
         (["--model-parallel", "--cell", "gated"], "--model-parallel splits the cell 'clipped-relu' only"),
         (["--longest", "0.01"], "none of the 4 training utterances"),
         (["--validation", "nowhere.jsonl"], "nowhere.jsonl: cannot be read"),
+        (["--epochs", "-1"], "--epochs is -1: at least 1"),
+        (["--initial", "empty.ckpt"], "--initial empty.ckpt: not a checkpoint of training.fit speech"),
+        (["--initial", "model.safetensors"], "--initial model.safetensors: not a checkpoint of training.fit speech"),
     ],
 )
-def test_errors_are_one_line(more: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(
+    more: list[str],
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     manifest = write_tones(tmp_path / "data", 4)
+    monkeypatch.chdir(tmp_path)
+    Path("empty.ckpt").touch()
+    save_file({"weight": torch.zeros(1)}, "model.safetensors")
     with pytest.raises(SystemExit) as exit_code:
         fit.main(command(manifest, tmp_path / "run", *more))
     assert exit_code.value.code == 2
     error = capsys.readouterr().err
     assert text in error
     assert error.count("\n") == 1
+
+
+def test_a_run_is_resumed_with_its_own_network_from_a_whole_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, last = write_tones(tmp_path / "data", 4), tmp_path / "run" / "last.ckpt"
+    fit.main(command(manifest, last.parent, "--epochs", "1"))
+    with pytest.raises(SystemExit):
+        fit.main(command(manifest, last.parent, "--epochs", "2", "--resume", "--width", "32"))
+    assert "is of another network: its model." in capsys.readouterr().err
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(SystemExit):
+        fit.main(command(manifest, last.parent, "--epochs", "2", "--resume"))
+    assert "last.ckpt is cut off or no checkpoint" in capsys.readouterr().err
 
 
 def test_several_checkpoints_become_their_mean(tmp_path: Path) -> None:
@@ -296,7 +341,10 @@ def test_several_checkpoints_become_their_mean(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "x.ckpt").write_bytes(b"nothing")
-    with pytest.raises(SystemExit):
-        export.main(["speech", "--checkpoint", str(tmp_path / "x.ckpt"), "--name", "t", "--out", str(tmp_path / "o")])
-    assert "x.ckpt: not a checkpoint of training.fit speech" in capsys.readouterr().err
+    for content in (b"nothing", b""):
+        (tmp_path / "x.ckpt").write_bytes(content)
+        with pytest.raises(SystemExit):
+            export.main(
+                ["speech", "--checkpoint", str(tmp_path / "x.ckpt"), "--name", "t", "--out", str(tmp_path / "o")]
+            )
+        assert "x.ckpt: not a checkpoint of training.fit speech" in capsys.readouterr().err

@@ -90,6 +90,25 @@ def test_a_synthesiser_that_fails_is_named(tmp_path: Path, programs: Path) -> No
         synthetic_speech.speak(reading, tmp_path)
 
 
+def test_what_was_made_before_an_interruption_is_in_the_manifest(
+    tmp_path: Path, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(reading: Reading, folder: Path) -> dict[str, object]:
+        if reading.number == 5:
+            raise KeyboardInterrupt
+        return speak(reading, folder)
+
+    speak = synthetic_speech.speak
+    monkeypatch.setattr(synthetic_speech, "speak", interrupted)
+    (tmp_path / "text.txt").write_text(TEXT)
+    with pytest.raises(SystemExit) as ended:
+        synthetic_speech.main(
+            ["--text", str(tmp_path / "text.txt"), "--out", str(tmp_path / "synth-0.5h"), "--jobs", "1"]
+        )
+    assert ended.value.code == 130 and "interrupted" in capsys.readouterr().err
+    assert len(read_manifest(tmp_path / "synth-0.5h.jsonl")) == 4
+
+
 def test_without_synthesisers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

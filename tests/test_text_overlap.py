@@ -50,7 +50,9 @@ def test_the_command_writes_what_shares_nothing(tmp_path: Path, capsys: pytest.C
     [
         (["--words", "0"], "words is 0"),
         (["--text", "nothing.txt"], "'nothing.txt' does not exist"),
-        (["--text", "books.txt", "books.txt", "--out", "clean"], "different names, not books.txt books.txt"),
+        (["--text", "books.txt", "books.txt", "--out", "clean"], "different names, .gz apart, not books.txt books.txt"),
+        (["--text", "books.txt", "books.txt.gz", "--out", "clean"], "not books.txt books.txt.gz"),
+        (["--out", "."], "books.txt would be written over books.txt, which is read"),
     ],
 )
 def test_errors_name_the_rule(
@@ -62,3 +64,4 @@ def test_errors_name_the_rule(
     with pytest.raises(SystemExit) as ended:
         main(["--text", "books.txt", "--test", "test.jsonl", *given])
     assert ended.value.code == 2 and reason in capsys.readouterr().err
+    assert Path("books.txt").read_text() == "a line\n"

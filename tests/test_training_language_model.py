@@ -114,6 +114,8 @@ def test_missing_programs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (["--prune", "1"], "prune is [1]"),
         (["--vocabulary", "nowhere"], "vocabulary 'nowhere' does not exist"),
         (["--text", "nowhere"], "'nowhere' does not exist"),
+        (["--text", "cut.gz"], "cut.gz: cannot be read to its end"),
+        (["--out", "lm-0.5"], "lm-0.5: its list of words would be lm-0.words, without .5: name it lm-0.5.binary"),
         (["--manifest", "broken.jsonl"], "broken.jsonl, line 2: not JSON"),
         (["--manifest", "silent.jsonl"], "silent.jsonl, line 1: a line of a manifest is an object with a 'text'"),
     ],
@@ -128,6 +130,7 @@ def test_errors_are_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("text").write_text("yes\n")
+    Path("cut.gz").write_bytes(gzip.compress(b"yes\n" * 99)[:-9])
     Path("broken.jsonl").write_text('{"text": "yes"}\nno\n')
     Path("silent.jsonl").write_text('{"audio_filepath": "a.wav"}\n')
     with pytest.raises(SystemExit) as exit_info:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,17 @@ def test_the_network_runs_once_for_all_tunings(
     bundle.save(replace(loaded, model=altered(loaded.model)), toy_bundle / "lm.arpa")
     assert again() == 3 and again() == 0
     assert all(path.suffix == ".npz" for path in (tmp_path / "cache").iterdir())
+
+
+def test_other_code_is_another_network(
+    toy_bundle: Path, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognition, utterances = Setting(toy_bundle).load(), read_manifest(manifest)
+    before = network_outputs.keep(recognition, utterances, tmp_path / "outputs")
+    assert network_outputs.keep(recognition, utterances, tmp_path / "outputs") == before
+    (tmp_path / "core.so").write_bytes(b"compiled again")
+    monkeypatch.setattr(network_outputs, "core", SimpleNamespace(__file__=str(tmp_path / "core.so")))
+    assert network_outputs.keep(recognition, utterances, tmp_path / "outputs") != before
 
 
 def altered(model: DeepSpeech) -> DeepSpeech:

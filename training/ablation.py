@@ -49,24 +49,44 @@ class Row:
 
 
 def run(args: argparse.Namespace) -> list[Row]:
-    """Train and measure every row; a program that fails ends this one."""
+    """Train and measure every row; a program that fails ends this one. ValueError where two rows or manifests would be
+    kept under one name."""
     rows = []
     switches = {name: ROWS[name] for name in args.rows} | {name: shlex.split(options) for name, options in args.row}
+    names = [*args.rows, *(name for name, _ in args.row)]
+    _refuse_equals("--row", [(name, _folder(name)) for name in names])
+    _refuse_equals("--manifest", [(str(each), each.stem) for each in args.manifest])
     for name, options in switches.items():
-        folder = args.out / name.replace(" ", "-")
+        folder = args.out / _folder(name)
         fit = [*args.fit, *options]
         rows.append(Row(name, {str(each): _measured(folder, each, fit, args.jobs) for each in args.manifest}))
         print(table(rows), flush=True)
     return rows
 
 
+def _folder(row: str) -> str:
+    return row.replace(" ", "-")
+
+
+def _refuse_equals(option: str, kept: Sequence[tuple[str, str]]) -> None:
+    """`kept`: what was given, and the name under which its results are kept."""
+    found: dict[str, str] = {}
+    for given, name in kept:
+        if name in found:
+            raise ValueError(f"{option}: the results of {found[name]} and {given} would both be kept as {name}")
+        found[name] = given
+
+
 def _measured(folder: Path, manifest: Path, fit: Sequence[str], jobs: int) -> tuple[float, float]:
-    kept = folder / f"{manifest.stem}.json"
+    kept, of = folder / f"{manifest.stem}.json", str(manifest.resolve())
     if not kept.exists():
         program = ["training.evaluate", "speech", "--bundle", str(_bundle(folder, fit)), "--manifest", str(manifest)]
         printed = _python(*program, "--greedy", "--json", "--jobs", str(jobs))
-        kept.write_text(printed.splitlines()[-1], encoding="utf-8")
+        figures = {"manifest": of, **json.loads(printed.splitlines()[-1])}
+        kept.write_text(json.dumps(figures), encoding="utf-8")
     figures = json.loads(kept.read_text(encoding="utf-8"))
+    if figures.get("manifest", of) != of:
+        raise ValueError(f"{kept} is of {figures['manifest']}, not of {of}: rename a manifest, or remove that result")
     return float(figures["wer"]), float(figures["cer"])
 
 
@@ -125,6 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("no rows: give names after --rows, or --row")
     try:
         run(args)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     except subprocess.CalledProcessError as error:
         parser.exit(1, f"{parser.prog}: {' '.join(error.cmd[2:4])} ended with status {error.returncode}, see above\n")
     return 0

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from asr_server.alphabet import Alphabet
 from training.kneser_ney import estimate, write_arpa
-from training.language_model import Report, find_tool, normalise, run_tool, sentences_of
+from training.language_model import Report, find_tool, normalise, run_tool, sentences_of, words_beside
 from training.ngram_counts import count
 from training.ngram_pruning import Storage, prune
 
@@ -50,7 +50,7 @@ class CompactRecipe:
 
 def train(sentences: Iterable[str], out: Path, recipe: CompactRecipe, alphabet: Alphabet | None = None) -> Report:
     """Write `out` and its .words; ValueError says what is missing or cannot be. Whole or not at all."""
-    build_binary = find_tool("build_binary")
+    build_binary, beside = find_tool("build_binary"), words_beside(out)
     usable = _Usable(sentences, alphabet or Alphabet())
     counts = prune(count(usable, recipe.words, recipe.least), recipe.storage, recipe.size)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def train(sentences: Iterable[str], out: Path, recipe: CompactRecipe, alphabet: 
         made.chmod(0o644)  # KenLM makes it executable, too
         size = made.stat().st_size
         made.replace(out)
-        words.replace(out.with_suffix(".words"))
+        words.replace(beside)
     return Report(counts.sentences, usable.left_out, tuple(len(order) for order in counts.orders), size)
 
 
@@ -115,7 +115,7 @@ def figures(report: Report, out: Path) -> dict[str, object]:
         "left_out": report.left_out,
         "words": report.ngrams[0] - 3,  # without <s>, </s> and <unk>
         "bytes": report.size,
-        "bytes_of_words": out.with_suffix(".words").stat().st_size,
+        "bytes_of_words": words_beside(out).stat().st_size,
         "ngrams": report.ngrams,
     }
 

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from training.speech_manifest import is_length, said
+
 ERROR, WARNING = "error", "warning"
 RULES = (  # of a line, of its recording, of its text, of both, of several lines, of a test set
     "line",
@@ -85,13 +87,15 @@ def _entry(line: str, manifest: Path, number: int, noise: bool) -> Entry:
     for key, kind in kinds.items():
         if not isinstance(values.get(key), kind) or isinstance(values[key], bool):
             raise ValueError(f"{key!r} is {values.get(key)!r}; a line needs {', '.join(kinds)}")
+    if not is_length(values["duration"]):
+        raise ValueError(f"'duration' is {values['duration']}: a finite number of seconds, not below 0")
     return Entry(
         manifest,
         number,
         manifest.parent / values["audio_filepath"],
         float(values["duration"]),
         "" if noise else " ".join(values["text"].lower().split()),
-        str(values.get("speaker", "")),
-        str(values.get("id", "")),
+        said(values, "speaker"),
+        said(values, "id"),
         noise,
     )

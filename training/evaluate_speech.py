@@ -20,6 +20,7 @@ from pathlib import Path
 from asr_server.options import PRECISIONS
 from training.evaluation import Evaluation, Way
 from training.hearing import Task, hear_all, recognition_of
+from training.outputs import check_file, check_folder
 from training.recognition import Setting, find_bundle
 from training.speech_manifest import read_manifest
 
@@ -107,6 +108,12 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(", ".join(f"--{name} is {value}" for name, value in numbers.items()) + ": at least 1")
     if args.all and args.greedy:
         raise ValueError("--all with --greedy: the four ways have two greedy ones among them")
+    if args.out:
+        check_file("--out", args.out)
+    if args.report:
+        check_folder("--report", args.report)
+    if args.cache:
+        check_folder("--cache", args.cache)
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Setting]:

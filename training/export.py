@@ -31,8 +31,8 @@ def read_checkpoint(path: Path) -> tuple[Features, DeepSpeech, Alphabet]:
         features = Features(FeatureConfig(**described["features"]))
         model = DeepSpeech(DeepSpeechConfig(**described["model"]))
         alphabet = Alphabet(tuple(described["alphabet"]))
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(f"{path}: not a checkpoint of training.fit speech: {reason}") from error
     for part, module in (("features.", features), ("model.", model)):
         module.load_state_dict({k.removeprefix(part): v for k, v in weights.items() if k.startswith(part)})

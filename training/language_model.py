@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import unicodedata
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Report:
 
 def train(sentences: Iterable[str], out: Path, recipe: Recipe, alphabet: Alphabet | None = None) -> Report:
     """Write `out` and its .words; ValueError says what is missing or what KenLM refuses. Whole or not at all."""
-    lmplz, build_binary = find_tool("lmplz"), find_tool("build_binary")
+    lmplz, build_binary, beside = find_tool("lmplz"), find_tool("build_binary"), words_beside(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="earsight-lm-") as name,
@@ -91,8 +92,17 @@ def train(sentences: Iterable[str], out: Path, recipe: Recipe, alphabet: Alphabe
         made.chmod(0o644)  # KenLM makes it executable, too
         size = made.stat().st_size
         made.replace(out)
-    out.with_suffix(".words").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    beside.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     return Report(count, left_out, ngrams, size)
+
+
+def words_beside(model: Path) -> Path:
+    """Where a model's list of words is looked for; ValueError where a number in its name would be taken for the suffix,
+    so that several models had one list."""
+    if model.suffix[1:2].isdigit():
+        beside, better = model.with_suffix(".words").name, f"{model.name}.binary"
+        raise ValueError(f"{model}: its list of words would be {beside}, without {model.suffix}: name it {better}")
+    return model.with_suffix(".words")
 
 
 def normalise(line: str, alphabet: Alphabet) -> str | None:
@@ -180,17 +190,27 @@ def _vocabulary(arpa: Path) -> list[str]:
 
 
 def sentences_of(texts: Sequence[Path], manifests: Sequence[Path]) -> Iterator[str]:
-    """Lines of text files, plain or .gz, then the transcripts of manifests (their audio is not looked at)."""
+    """Lines of text files, plain or .gz, then the transcripts of manifests (their audio is not looked at).
+
+    ValueError names a file that is missing or broken.
+    """
     for path in (*texts, *manifests):
         if not path.is_file():
             raise ValueError(f"{str(path)!r} does not exist")
     for path in texts:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            yield from lines
+        yield from _lines(path)
     for path in manifests:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if line.strip():
                 yield _transcript(line, f"{path}, line {number}")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            yield from lines
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read to its end: {error}") from error
 
 
 def _transcript(line: str, where: str) -> str:

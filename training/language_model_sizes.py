@@ -13,6 +13,7 @@ Use held-out recordings that are not the test: a size chosen on the test set mak
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -178,7 +179,8 @@ def compare(args: argparse.Namespace) -> list[Row]:
         raise ValueError("--gamma goes with --alpha and --beta: give all, or none to have them tuned")
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit is {args.limit}: at least 1")
-    texts = list(sentences_of([], [args.manifest]))[: args.limit]
+    sentences = itertools.islice(sentences_of([], [args.manifest]), args.limit)
+    texts = [" ".join(sentence.lower().split()) for sentence in sentences]  # as manifests are read for the error rate
     rows = [measure(path, texts) for path in args.models]
     return [
         Row(row.name, row.size, row.ngrams, row.fit, tuple(recognise(path, bundle, args) for bundle in args.bundle))

@@ -12,8 +12,8 @@ Recording = NDArray[np.float32] | NDArray[np.int16]  # (S,)
 
 
 def power(samples: Samples) -> float:
-    """Mean square; silence between the words counts, as it does in the SNR of published noisy sets."""
-    return float(np.dot(samples, samples)) / len(samples)
+    """Mean square; silence between the words counts, as it does in the SNR of published noisy sets. 0 of nothing."""
+    return float(np.dot(samples, samples)) / max(1, len(samples))
 
 
 def stretch(recording: Recording, size: int, random: Generator) -> Samples:

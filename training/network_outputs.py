@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from asr_server import features, model, recurrence
+from asr_server import features, gated, model, precision, recurrence
 from asr_server.bundle import WEIGHTS
+from asr_server.native import core
 from training import recognition as running
 from training.recognition import LogProbs, Recognition
 from training.speech_manifest import Utterance
 
-CODE = (features, model, recurrence, running)
+CODE = (features, gated, model, precision, recurrence, running)
 
 
 def default_folder() -> Path:
@@ -66,6 +67,7 @@ def _key(recognition: Recognition, utterances: Sequence[Utterance]) -> str:
     recordings = [(utterance.audio.resolve(), utterance.audio.stat()) for utterance in utterances]
     decisive = {
         "code": [inspect.getsource(module) for module in CODE],
+        "native": core is not None and hashlib.sha256(Path(core.__file__).read_bytes()).hexdigest(),
         "weights": [hashlib.sha256((bundle.folder / WEIGHTS).read_bytes()).hexdigest() for bundle in bundles],
         "model": [asdict(bundle.model.config) for bundle in bundles],
         "features": [asdict(bundle.features.config) for bundle in bundles],

@@ -41,7 +41,7 @@ SALT = 12227
 
 
 def held_out(clip: str) -> bool:
-    """Whether a noise recording, by its manifest id (the file's stem), belongs to testing and never to training.
+    """Whether a noise recording belongs to testing and never to training, by its name: its id, else the file's stem.
 
     Whole recordings are held out, also where a data set cut one into several takes (ESC's `1-100032-A`).
     """
@@ -175,7 +175,7 @@ def judge(clips: Sequence[Clip], options: NoiseOptions, rate: int) -> NoiseBank:
 def _read(path: Path, options: NoiseOptions, rate: int) -> Iterator[Clip]:
     """The clips of one manifest's recordings, without the digital silence that some are padded with."""
     for noise in read_manifest(path, text=False):
-        if held_out(noise.audio.stem) != options.testing:
+        if held_out(noise.name) != options.testing:
             continue
         samples = noise.samples(rate)
         heard = np.flatnonzero(np.abs(samples) > 1.5 / 32768)
@@ -183,7 +183,7 @@ def _read(path: Path, options: NoiseOptions, rate: int) -> Iterator[Clip]:
             samples = samples[heard[0] : heard[-1] + 1]
         parts = max(1, round(len(samples) / (options.clip_seconds * rate)))
         for part in np.array_split(samples, parts):
-            yield Clip.of(noise.audio.stem, part)
+            yield Clip.of(noise.name, part)
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ class Noises:
 def choose(utterances: Sequence[Utterance], speakers: int, count: int, chance: random.Random) -> list[Utterance]:
     """`count` utterances of so many speakers, the same number of each, ordered speaker by speaker within a round."""
     by_speaker: dict[str, list[Utterance]] = {}
-    for utterance in sorted(utterances, key=_name):
+    for utterance in sorted(utterances, key=lambda each: each.name):
         by_speaker.setdefault(utterance.speaker, []).append(utterance)
     rounds = -(-count // speakers)
     able = [name for name, said in sorted(by_speaker.items()) if name and len(said) >= rounds]
@@ -71,9 +71,14 @@ def _shuffled(items: Sequence[Item], chance: random.Random) -> list[Item]:
     return [left.pop(below(len(left), chance)) for _ in items]
 
 
-def _name(utterance: Utterance) -> str:
-    """Files are named after it."""
-    return utterance.id or utterance.audio.stem
+def file_names(utterances: Sequence[Utterance]) -> list[str]:
+    """After their names; ValueError where two would be the same file."""
+    found: dict[str, Utterance] = {}
+    for utterance in utterances:
+        name = f"{utterance.name.replace('/', '_')}.flac"
+        if (other := found.setdefault(name, utterance)) is not utterance:
+            raise ValueError(f"{other.audio} and {utterance.audio} would both be {name}: give them ids of their own")
+    return list(found)
 
 
 def kinds(count: int, speakers: int) -> list[str]:
@@ -83,13 +88,19 @@ def kinds(count: int, speakers: int) -> list[str]:
 
 
 def whole(utterance: Utterance) -> Whole:
-    """(S,) as 16-bit numbers."""
-    return np.rint(utterance.samples(RATE).astype(np.float64) * FULL_SCALE).astype(np.int64)
+    """(S,) as 16-bit numbers; ValueError where there are none."""
+    samples = utterance.samples(RATE).astype(np.float64)
+    if not len(samples):
+        raise ValueError(f"{utterance.audio}: has no samples")
+    return np.clip(np.rint(samples * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int64)  # files can be louder
 
 
 def read_noises(manifests: Sequence[Path]) -> Noises:
-    """ValueError where a kind has no recording."""
-    clips = {_name(clip): clip for manifest in manifests for clip in read_manifest(manifest, text=False)}
+    """ValueError where a kind has no recording, or two recordings one name."""
+    clips: dict[str, Utterance] = {}
+    for clip in (clip for manifest in manifests for clip in read_manifest(manifest, text=False)):
+        if clips.setdefault(clip.name, clip).audio != clip.audio:
+            raise ValueError(f"{clips[clip.name].audio} and {clip.audio} are both called {clip.name!r}: rename one")
     candidates = backgrounds.candidates(list(clips), held_out)
     needed = {clip for layers in candidates.values() for layer in layers for clip in layer}
     return Noises({clip: whole(clips[clip]) for clip in sorted(needed)}, candidates)
@@ -114,8 +125,9 @@ def build(args: argparse.Namespace) -> str:
         both = choose(said, args.speakers, 2 * args.speakers * -(-count // args.speakers), chance)
         clean, noisy = both[: len(both) // 2][:count], both[len(both) // 2 :][:count]
     digest = hashlib.sha256()
-    _write(args.out, "clean", ((each, whole(each), {"kind": "clean"}) for each in clean), digest, count)
-    _write(args.out, "noisy", _with_noise(noisy, args.speakers, noises, chance), digest, count)
+    names = file_names(clean), file_names(noisy)
+    _write(args.out, "clean", names[0], ((each, whole(each), {"kind": "clean"}) for each in clean), digest)
+    _write(args.out, "noisy", names[1], _with_noise(noisy, args.speakers, noises, chance), digest)
     return digest.hexdigest()
 
 
@@ -133,28 +145,28 @@ def _with_noise(
 
 def _write(
     out: Path,
-    name: str,
+    part: str,
+    names: Sequence[str],
     recordings: Iterator[tuple[Utterance, Whole, dict[str, object]]],
     digest: "hashlib._Hash",
-    count: int,
 ) -> None:
-    folder = out / name
+    folder = out / part
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for utterance, samples, facts in tqdm(recordings, name, count, disable=None):
+    bar = tqdm(recordings, part, len(names), disable=None)
+    for name, (utterance, samples, facts) in zip(names, bar, strict=True):
         digest.update(samples.astype("<i2").tobytes())
-        file = folder / f"{_name(utterance)}.flac"
-        soundfile.write(file, samples.astype(np.int16), RATE, subtype="PCM_16")
+        soundfile.write(folder / name, samples.astype(np.int16), RATE, subtype="PCM_16")
         entry = {
-            "audio_filepath": f"{name}/{file.name}",
+            "audio_filepath": f"{part}/{name}",
             "duration": round(len(samples) / RATE, 3),
             "text": utterance.text,
             "speaker": utterance.speaker,
             "source": utterance.source,
-            "id": _name(utterance),
+            "id": utterance.name,
         }
         lines.append(json.dumps({**entry, **facts}) + "\n")
-    (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    (out / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def build_parser() -> argparse.ArgumentParser:

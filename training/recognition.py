@@ -162,8 +162,11 @@ class Recognition:
         return search.decode(log_probs)[0]
 
     def log_probs(self, samples: Samples) -> LogProbs:
-        """(S,) -> (T, V), offline."""
-        shift = self.bundle.features.config.hop // 2  # the paper's 5 ms
+        """(S,) -> (T, V), offline. A recording shorter than a window has no frame: nothing is heard, as in a stream."""
+        front = self.bundle.features.config
+        if len(samples) < front.window:
+            return np.zeros((0, len(self.bundle.alphabet)), np.float32)
+        shift = front.hop // 2  # the paper's 5 ms
         copies = np.stack(jittered(samples, shift) if self.setting.jitter else [samples])
         return averaged([output for member in (self.bundle, *self.others) for output in self._outputs(member, copies)])
 

@@ -34,7 +34,7 @@ def measure(path: Path) -> RecordingFacts:
     """Read one file; never raises for what is in it."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:  # of .raw, whose rate nobody says
         return RecordingFacts(f"cannot be read as audio: {error}")
     mono = np.ascontiguousarray(samples[:, 0])  # the channel that training takes
     if not len(mono) or not np.isfinite(mono).all():
@@ -56,7 +56,7 @@ def measure_header(path: Path) -> RecordingFacts:
     try:
         info = soundfile.info(path)
         digest = _flac_digest(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, TypeError) as error:
         return RecordingFacts(f"cannot be read as audio: {error}")
     if not info.frames:
         return RecordingFacts("has no samples")

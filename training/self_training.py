@@ -24,6 +24,7 @@ from tqdm import tqdm
 from asr_server.options import PRECISIONS
 from training.error_rate import Edits, word_edits
 from training.hearing import recognition_of, spread
+from training.outputs import check_file
 from training.recognition import Setting, find_bundle
 from training.speech_manifest import Utterance, read_manifest
 
@@ -70,6 +71,7 @@ def transcribe(args: argparse.Namespace) -> dict[str, object]:
     """Writes the manifest; the figures. ValueError for what cannot be done."""
     if not 0 < args.keep <= 1:
         raise ValueError(f"--keep is {args.keep}: a share above 0 and up to 1")
+    check_file("--out", args.out)
     utterances = [utterance for manifest in args.manifest for utterance in read_manifest(manifest, text=False)]
     setting = Setting(find_bundle(args.bundle), language_model=args.language_model, precision=args.precision)
     hear = functools.partial(guess, setting)

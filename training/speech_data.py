@@ -7,7 +7,7 @@ Features are computed each time, because every epoch hears another version of an
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from training.noise import NoiseBank, NoiseOptions
 from training.recordings import Recordings
 from training.speech_manifest import Utterance, read_manifest
 from training.time_parallel import data_rank_and_world
-from training.trainer import rank_and_world
+from training.trainer import LateLoader, rank_and_world
 from training.waveform import WaveformAugmenter, WaveformOptions
 
 
@@ -110,7 +110,8 @@ class BucketSampler(Sampler[tuple[int, list[int]]]):
 
     The sizes of the batches never change; who is whose neighbour and the order of the batches are functions of the
     seed and the epoch, so a resumed run sees the same ones. With several processes each takes every n-th batch;
-    batches left over after the last full round come in another epoch's order.
+    batches left over after the last full round come in another epoch's order. Without shuffling none is left over, and
+    batches are small enough for each process to have one. ValueError where there are too few for that.
     """
 
     def __init__(
@@ -124,6 +125,11 @@ class BucketSampler(Sampler[tuple[int, list[int]]]):
         self.rank, self.processes = rank_and_world()
         if shuffle and options.model_parallel:
             self.rank, self.processes = data_rank_and_world(self.rank, self.processes)
+        if not shuffle:
+            if len(durations) < self.processes:
+                raise ValueError(f"{len(durations)} validation utterances are too few for {self.processes} processes")
+            share = min(options.batch_utterances, len(durations) // self.processes)
+            options = replace(options, batch_utterances=share)
         self.sizes = _batch_sizes(sorted(durations), options)
         if shuffle and len(self.sizes) < self.processes:
             raise ValueError(f"{len(self.sizes)} batches are too few for {self.processes} processes: make them smaller")
@@ -184,11 +190,23 @@ def collate(items: Sequence[tuple[Spectrum, list[int]]]) -> Batch:
 
 
 def statistics(dataset: SpeechDataset, limit: int = 2000) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per feature, (F,), (F,), over evenly chosen utterances of the data."""
-    chosen = range(0, len(dataset), max(1, len(dataset) // limit))
-    frames = np.concatenate([dataset.spectrum(index).astype(np.float64) for index in chosen])
-    deviation = np.maximum(frames.std(axis=0), 1e-3)  # silence only: nothing to scale
-    return torch.from_numpy(frames.mean(axis=0)).float(), torch.from_numpy(deviation).float()
+    """Mean and standard deviation per feature, (F,), (F,), over evenly chosen utterances of the data.
+
+    One utterance is in memory at a time. Each one's own sums of squares are of small differences and are joined by the
+    rule of Chan, Golub and LeVeque (1983), so that nothing cancels out.
+    """
+    count, mean, squares = 0, np.zeros(1), np.zeros(1)
+    for index in range(0, len(dataset), max(1, len(dataset) // limit)):
+        frames = dataset.spectrum(index).astype(np.float64)
+        if not len(frames):  # shorter than a window
+            continue
+        added, apart = len(frames), frames.mean(axis=0) - mean
+        squares = squares + np.square(frames - frames.mean(axis=0)).sum(axis=0)
+        squares += np.square(apart) * count * added / (count + added)
+        count += added
+        mean = mean + apart * added / count
+    deviation = np.maximum(np.sqrt(squares / count), 1e-3)  # silence only: nothing to scale
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
 
 
 class SpeechData(pl.LightningDataModule):
@@ -210,6 +228,7 @@ class SpeechData(pl.LightningDataModule):
         features = Features(features.config)  # of its own: the network's may go to another device
         found = [utterance for path in train for utterance in read_manifest(path)]
         usable = [utterance for utterance in found if utterance.duration <= options.longest]
+        self.found, self.left_out = len(found), len(found) - len(usable)
         if not usable:
             raise ValueError(f"none of the {len(found)} training utterances is at most {options.longest} s long")
         rate = features.config.sample_rate
@@ -237,4 +256,4 @@ class SpeechData(pl.LightningDataModule):
         durations = [utterance.duration for utterance in data.recordings.utterances]
         sampler = BucketSampler(durations, self.options, shuffle, lambda: self._steps() // len(sampler))
         workers = self.options.workers
-        return DataLoader(data, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
+        return LateLoader(data, sampler=sampler, batch_size=None, num_workers=workers, persistent_workers=workers > 0)

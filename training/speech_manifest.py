@@ -5,6 +5,7 @@ A relative audio path starts at the manifest's own folder, so a folder of data c
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,16 @@ class Utterance:
     kind: str = ""  # of the background, in a noisy test
     snr: float | None = None  # decibels, from "snr_db"; never estimated
 
+    @property
+    def name(self) -> str:
+        """What it is called by: its id, else its file's stem."""
+        return self.id or self.audio.stem
+
     def samples(self, rate: int) -> NDArray[np.float32]:
         """The recording as mono in [-1, 1], (S,); ValueError when it is missing, broken or of another rate."""
         try:
             samples, found = soundfile.read(self.audio, dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, TypeError) as error:  # of .raw, whose rate nobody says
             raise ValueError(f"{self.audio}: cannot be read as audio: {error}") from error
         if found != rate:
             raise ValueError(f"{self.audio}: has {found} Hz, the features need {rate} Hz; convert the data first")
@@ -69,12 +75,25 @@ def _utterance(line: str, path: Path, number: int, text: bool) -> Utterance:
             raise ValueError(f"{where}: {key!r} is missing; a line needs {', '.join(needed)}")
         if not isinstance(entry[key], kinds) or isinstance(entry[key], bool):
             raise ValueError(f"{where}: {key!r} is {entry[key]!r}, of the wrong type")
+    if not is_length(entry["duration"]):
+        raise ValueError(f"{where}: 'duration' is {entry['duration']}: a finite number of seconds, not below 0")
     audio = path.parent / entry["audio_filepath"]
     if not audio.is_file():
         raise ValueError(f"{where}: there is no audio file {audio}")
     words = " ".join(entry.get("text", "").lower().split())
-    names = {key: str(entry.get(key, "")) for key in ("speaker", "id", "source", "kind")}
+    names = {key: said(entry, key) for key in ("speaker", "id", "source", "kind")}
     return Utterance(audio, words, float(entry["duration"]), **names, snr=_snr(entry.get("snr_db"), where))
+
+
+def said(entry: Mapping[str, object], key: str) -> str:
+    """A name in a line of a manifest; null is as good as none."""
+    value = entry.get(key)
+    return "" if value is None else str(value)
+
+
+def is_length(seconds: float) -> bool:
+    """JSON as Python reads it knows NaN and Infinity."""
+    return 0 <= seconds < math.inf
 
 
 def _snr(value: object, where: str) -> float | None:

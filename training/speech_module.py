@@ -101,10 +101,12 @@ class SpeechModule(pl.LightningModule):
                 heard = self.alphabet.collapse(paths[row, : frames[row]].tolist())
                 self._count(name, said, heard)
             if name == "whole":
-                self.log("val_loss", ctc(log_probs, frames, batch), batch_size=len(frames))
+                self.losses += ctc(log_probs, frames, batch).item() * len(frames)
+                self.utterances += len(frames)
 
     def on_validation_epoch_end(self) -> None:
-        """Report word and character error rates, in percent over all processes, and a few transcripts."""
+        """Report the loss and the word and character error rates, in percent, over all processes; a few transcripts."""
+        self.log("val_loss", self._ratio(self.losses, self.utterances))
         for name, (words, characters) in self.errors.items():
             self._log_rate(f"val_wer_{name}", words)
             self._log_rate(f"val_cer_{name}", characters)
@@ -119,11 +121,17 @@ class SpeechModule(pl.LightningModule):
             self.shown.append((said, heard))
 
     def _log_rate(self, name: str, edits: Edits) -> None:
-        counts = torch.tensor([edits.errors, edits.reference], dtype=torch.float64, device=self.device)
-        errors, reference = self.trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        self.log(name, 100.0 * errors / max(1.0, reference), prog_bar=name == "val_wer_whole")
+        rate = 100.0 * self._ratio(edits.errors, edits.reference)
+        self.log(name, rate, prog_bar=name == "val_wer_whole")
+
+    def _ratio(self, part: float, whole: float) -> float:
+        """Of the sums over all processes, whose shares of the utterances differ in size."""
+        sums = torch.tensor([part, whole], dtype=torch.float64, device=self.device)
+        parts, wholes = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return float(parts / max(1.0, wholes))
 
     def _forget_errors(self) -> None:
+        self.losses, self.utterances = 0.0, 0
         self.errors: dict[str, tuple[Edits, Edits]] = {}
         self.shown: list[tuple[str, str]] = []
 

@@ -3,22 +3,16 @@
 import argparse
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from asr_server import bundle
 from asr_server.alphabet import Alphabet
 from asr_server.features import FeatureConfig
 from asr_server.model import CELLS, NORMALISATIONS, DeepSpeechConfig
 from training.augment import AugmentOptions
 from training.noise import REFERENCE_HELP, NoiseOptions
-from training.recognition import find_bundle
 from training.speech_data import DataOptions, SpeechData, statistics
+from training.speech_initial import check_shape, load
 from training.speech_module import OPTIMISERS, OptimiserOptions, SpeechModule
 from training.trainer import add_trainer_arguments, build_trainer, checkpoint_to_resume
 from training.waveform import WaveformOptions
-
-DEEPER = ("model.deeper.", "model.gated.")  # recurrent layers above the first, on residual paths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
         args.seed,
         args.model_parallel,
     )
+    if checkpoint:
+        check_shape(module, checkpoint)
     data = SpeechData(
         args.train,
         args.validation,
@@ -77,15 +73,24 @@ def run(args: argparse.Namespace) -> None:
         args.noise,
         NoiseOptions(reference=(*args.noise_reference,), deviations=args.noise_deviations),
     )
-    if data.noises and trainer.is_global_zero:
-        print(data.noises.summary().splitlines()[0])
+    if trainer.is_global_zero:
+        say_what_is_used(data)
     if args.initial:
-        if afresh := _load(module, args.initial):
+        if afresh := load(module, args.initial):
             layers = sorted({name.split(".")[2] for name in afresh})
             print(f"not in {args.initial}, starting afresh: deeper recurrent layers {', '.join(layers)}")
     else:
         module.features.set_statistics(*statistics(data.train_set))
     trainer.fit(module, data, ckpt_path=None if checkpoint is None else str(checkpoint), weights_only=False)
+
+
+def say_what_is_used(data: SpeechData) -> None:
+    """Which utterances and noises are not, too."""
+    if data.left_out:
+        longest = data.options.longest
+        print(f"{data.left_out} of {data.found} training utterances left out: longer than --longest {longest:g} s")
+    if data.noises:
+        print(data.noises.summary().splitlines()[0])
 
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,31 +236,3 @@ def _spectrum(args: argparse.Namespace) -> AugmentOptions:
     return AugmentOptions(
         tempo=args.tempo, pitch=args.pitch, time_masks=args.time_masks, frequency_masks=args.frequency_masks
     )
-
-
-def _load(module: SpeechModule, source: str) -> list[str]:
-    """Weights and feature statistics of a checkpoint or a bundle, whose network must have the same shape; it may have
-    fewer recurrent layers. The names of what starts afresh."""
-    state = _state(source)
-    try:
-        missing, unknown = module.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"--initial {source}: another network: {str(error).splitlines()[-1].strip()}") from error
-    if unknown or any(not name.startswith(DEEPER) for name in missing):
-        raise ValueError(f"--initial {source}: another network: {', '.join([*unknown, *missing][:5])}")
-    for name in missing:
-        if name.endswith((".project.weight", ".project.bias")) and name.startswith("model.gated."):
-            module.get_parameter(name).data.zero_()  # a new layer passes on what the one below says
-    return list(missing)
-
-
-def _state(source: str) -> dict[str, Tensor]:
-    if Path(source).is_file():
-        state: dict[str, Tensor] = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
-        return state
-    loaded = bundle.load(find_bundle(source))
-    return {
-        f"{part}.{name}": tensor
-        for part, network in (("features", loaded.features), ("model", loaded.model))
-        for name, tensor in network.state_dict().items()
-    }

@@ -10,18 +10,21 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
+
+from training.speech_manifest import said
 
 
 def split(manifest: Path, speakers: int, seed: int, train: Path, development: Path) -> tuple[int, int]:
     """Write both parts, with audio paths relative to their new folders; returns their sizes."""
-    entries = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines() if line.strip()]
-    names = sorted({entry.get("speaker", "") for entry in entries})
+    entries = _entries(manifest)
+    names = sorted({said(entry, "speaker") for entry in entries})
     if not 0 < speakers < len(names):
         raise ValueError(f"cannot hold out {speakers} speakers of {manifest}: it has {len(names)}, some must be left")
     held = set(random.Random(seed).sample(names, speakers))
     parts = {
-        train: [e for e in entries if e.get("speaker", "") not in held],
-        development: [e for e in entries if e.get("speaker", "") in held],
+        train: [e for e in entries if said(e, "speaker") not in held],
+        development: [e for e in entries if said(e, "speaker") in held],
     }
     for path, part in parts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,6 +33,22 @@ def split(manifest: Path, speakers: int, seed: int, train: Path, development: Pa
                 audio = os.path.relpath(manifest.parent / entry["audio_filepath"], path.parent)
                 file.write(json.dumps({**entry, "audio_filepath": audio}) + "\n")
     return len(parts[train]), len(parts[development])
+
+
+def _entries(manifest: Path) -> list[dict[str, Any]]:
+    """The lines as they are, with all that they say; ValueError names one that is none."""
+    entries = []
+    for number, line in enumerate(manifest.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{manifest}, line {number}: not JSON: {error}") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("audio_filepath"), str):
+            raise ValueError(f"{manifest}, line {number}: {line[:80]!r} is no object with an 'audio_filepath'")
+        entries.append(entry)
+    return entries
 
 
 def main() -> None:

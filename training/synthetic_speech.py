@@ -27,6 +27,7 @@ import soundfile
 import soxr
 
 from asr_server.alphabet import Alphabet
+from training.outputs import check_file
 
 RATE = 16000  # Hz
 FLITE = ("slt", "rms", "awb", "kal16")  # built in, 16 kHz
@@ -135,18 +136,23 @@ def build(args: argparse.Namespace) -> str:
             f"--hours is {args.hours} and --words {args.words}: above 0, and at least 1, the smaller first"
         )
     args.out.mkdir(parents=True, exist_ok=True)
+    manifest = args.out.with_name(f"{args.out.name}.jsonl")
+    check_file("--out", manifest)
     chosen = readings(args.text, engines, tuple(args.words), args.seed)
     entries: list[dict[str, object]] = []
     seconds = 0.0
-    with ThreadPoolExecutor(args.jobs) as pool:
-        while seconds < 3600 * args.hours:
-            made = list(pool.map(functools.partial(speak, folder=args.out), itertools.islice(chosen, 4 * args.jobs)))
-            if not made:
-                raise ValueError(f"{args.text}: has no sentence of {args.words[0]} to {args.words[1]} words")
-            entries += made
-            seconds += sum(float(str(entry["duration"])) for entry in made)
-    manifest = args.out.with_suffix(".jsonl")
-    manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    try:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            while seconds < 3600 * args.hours:
+                some = itertools.islice(chosen, 4 * args.jobs)
+                made = list(pool.map(functools.partial(speak, folder=args.out), some))
+                if not made:
+                    raise ValueError(f"{args.text}: has no sentence of {args.words[0]} to {args.words[1]} words")
+                entries += made
+                seconds += sum(float(str(entry["duration"])) for entry in made)
+    finally:  # what was made until then is not lost
+        if entries:
+            manifest.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return f"{len(entries)} utterances, {seconds / 3600:.2f} h, {manifest}"
 
 
@@ -169,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(build(args))
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted; what was made until then is in the manifest\n")
     return 0
 
 

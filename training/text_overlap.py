@@ -84,22 +84,34 @@ def _passages(words: Sequence[str], length: int) -> Iterator[str]:
     return (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))
 
 
+def _cleaned_names(texts: Sequence[Path], tests: Sequence[Path], out: Path) -> list[Path]:
+    """Where the cleaned texts go; ValueError where one would be written over another or over what is read."""
+    names = [text.name.removesuffix(".gz") for text in texts]
+    if len({*names}) < len(names):
+        raise ValueError(
+            f"--out needs texts of different names, .gz apart, not {' '.join(text.name for text in texts)}"
+        )
+    read = {path.resolve(): path for path in (*texts, *tests)}
+    for name in names:
+        if (target := (out / name).resolve()) in read:
+            raise ValueError(f"--out {out}: {name} would be written over {read[target]}, which is read: another folder")
+    return [out / name for name in names]
+
+
 def run(args: argparse.Namespace) -> None:
+    cleaned = [] if args.out is None else _cleaned_names(args.text, args.test, args.out)
     of = transcripts(sentences_of([], args.test), args.words)
     if args.out is not None:
-        names = [text.name for text in args.text]
-        if len({*names}) < len(names):
-            raise ValueError(f"--out needs texts of different names, not {' '.join(names)}")
         args.out.mkdir(parents=True, exist_ok=True)
     found, all_utterances = {}, set()
-    for text in args.text:
+    for place, text in enumerate(args.text):
         overlap = Overlap()
         kept = clean(tqdm(sentences_of([text], []), text.name, unit="line", disable=None), of, overlap)
         if args.out is None:
             for _ in kept:
                 pass
         else:
-            with (args.out / text.name.removesuffix(".gz")).open("w", encoding="utf-8") as file:
+            with cleaned[place].open("w", encoding="utf-8") as file:
                 file.writelines(line if line.endswith("\n") else f"{line}\n" for line in kept)
         all_utterances |= overlap.utterances
         found[str(text)] = {

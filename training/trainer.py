@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning_fabric.utilities.seed as lightning_seed
 import pytorch_lightning as pl
@@ -20,6 +21,9 @@ import torch
 from lightning_fabric.utilities.warnings import disable_possible_user_warnings
 from pytorch_lightning import callbacks as lightning_callbacks
 from pytorch_lightning import loggers
+from torch.utils.data import DataLoader
+
+Item = TypeVar("Item")
 
 LAST = "last.ckpt"
 
@@ -32,6 +36,17 @@ class StepSeed(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         torch.manual_seed(((self.seed * 1_000_003 + trainer.global_step) * 1_009 + trainer.global_rank) % 2**63)
+
+
+class LateLoader(DataLoader[Item]):
+    """Begins, and its workers with it, when the first item is asked for.
+
+    Lightning asks for the iterator before it has restored the steps and the epoch of a resumed run. Workers fetch ahead
+    from that moment on, so they would begin with epoch 0's batches.
+    """
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        yield from super().__iter__()
 
 
 def add_trainer_arguments(parser: argparse.ArgumentParser, epochs: int, out: str | None = None) -> None:
@@ -60,17 +75,24 @@ def add_trainer_arguments(parser: argparse.ArgumentParser, epochs: int, out: str
 
 
 def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
-    """DIR/last.ckpt when --resume is given and it exists; refuses to overwrite another run silently."""
+    """DIR/last.ckpt when --resume is given and it exists; ValueError where it is broken, or another run's and would be
+    overwritten silently."""
     last: Path = args.out / LAST
     if last.exists() and not args.resume:
         raise ValueError(f"{last} is there already: add --resume to continue that run, or choose another --out")
-    return last if args.resume and last.exists() else None
+    if not last.exists():
+        return None
+    if not zipfile.is_zipfile(last):  # the directory of a zip file is at its end
+        raise ValueError(f"{last} is cut off or no checkpoint: remove it to begin again, or bring a whole one")
+    return last
 
 
 def build_trainer(
     args: argparse.Namespace, monitor: str, mode: str = "min", callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
     """monitor: the logged validation figure that decides which checkpoint is called best.ckpt."""
+    if args.epochs < 1:
+        raise ValueError(f"--epochs is {args.epochs}: at least 1")
     if args.threads:
         torch.set_num_threads(args.threads)
     _silence()

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from training.trainer import rank_and_world
+from training.trainer import LateLoader, rank_and_world
 from training.vision_files import ImageFiles
 from vision_zoo.images import decode
 from vision_zoo.transforms import Preprocessing, resize_and_crop
@@ -172,6 +172,6 @@ class VisionData(pl.LightningDataModule):
 
     def _loader(self, data: Readable, batch_size: int, shuffle: bool, workers: int) -> DataLoader[Batch]:
         batches = EpochBatches(len(data), batch_size, self.seed, shuffle)
-        return DataLoader(
+        return LateLoader(
             _Batches(data), sampler=batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0
         )
