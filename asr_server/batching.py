@@ -28,7 +28,7 @@ from asr_server.pcm import Samples
 from asr_server.recognizer import Engine, Event, Step, StreamOptions
 from asr_server.stream import Stream
 
-BULK_SHARE = 8  # of so many places of a step, and of so many steps, one is for recordings that wait
+BULK_SHARE = 8  # of so many places of a step one is for recordings; after so many steps the longest waiting one is next
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Scheduler:
         self._queue: dict[LiveStream, float] = {}  # -> deadline
         self._pace = 0.0  # no step before this time, unless a deadline comes first
         self._cost: dict[str, float] = {}  # seconds a stream of a step, by model
-        self._steps_without_bulk = 0
+        self._steps_without_longest = 0  # without the recording that has waited longest
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -191,7 +191,8 @@ class Scheduler:
                 limit = self._limit(first.engine)
                 mates = [live for live in self._queue if live.engine is first.engine]
                 # Recordings alone wait for nobody: company that may come joins the step after this one.
-                begin = 0.0 if all(live.is_bulk for live in self._queue) else min(self._queue[first], self._pace)
+                due = min((deadline for live, deadline in self._queue.items() if not live.is_bulk), default=0.0)
+                begin = min(due, self._pace)
                 wait = begin - time.monotonic()
                 if wait > 0 and len(mates) < limit:
                     self._lock.wait(wait)
@@ -205,17 +206,19 @@ class Scheduler:
         """Whose engine takes the next step: the most urgent live stream's, or now and then a recording's."""
         live = [each for each in self._queue if not each.is_bulk]
         bulk = [each for each in self._queue if each.is_bulk]
-        of = bulk if not live or (bulk and self._steps_without_bulk >= BULK_SHARE) else live
+        of = bulk if not live or (bulk and self._steps_without_longest >= BULK_SHARE) else live
         return min(of, key=self._queue.__getitem__)
 
     def _chosen(self, mates: list[LiveStream], limit: int) -> list[LiveStream]:
         """The most urgent live streams of an engine, and recordings in the places they leave or in their share."""
         mates.sort(key=lambda each: (each.is_bulk, self._queue[each]))
         bulk = [each for each in mates if each.is_bulk]
-        share = min(len(bulk), max(limit // BULK_SHARE, self._steps_without_bulk >= BULK_SHARE))
+        share = min(len(bulk), max(limit // BULK_SHARE, self._steps_without_longest >= BULK_SHARE))
         live = mates[: len(mates) - len(bulk)][: limit - share]
         chosen = [*live, *bulk[: limit - len(live)]]
-        self._steps_without_bulk = 0 if any(each.is_bulk for each in chosen) else self._steps_without_bulk + 1
+        recordings = [each for each in self._queue if each.is_bulk]  # of other engines too
+        longest = min(recordings, key=self._queue.__getitem__, default=None)
+        self._steps_without_longest = 0 if longest is None or longest in chosen else self._steps_without_longest + 1
         return chosen
 
     def _limit(self, engine: Engine) -> int:

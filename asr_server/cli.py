@@ -365,10 +365,18 @@ def _transcribe_one(args: argparse.Namespace, path: Path | None, hear: Hear, sto
     try:
         for segment in _collect(hear(chunks), live):
             segments.append(segment)  # noqa: PERF402 (what came before an error counts)
-    finally:  # a server that goes away in between must not take with it what was heard
-        if not live and (segments or sys.exception() is None):
-            transcript = Transcript(str(path or "microphone"), tuple(segments))
-            _write(render(transcript, args.format), args.output, path, args.format)
+    except Exception:  # a server that goes away in between must not take with it what was heard
+        if not live and segments:
+            print("incomplete, because of the error that follows:", file=sys.stderr)
+            _write_transcript(args, path, segments)
+        raise
+    if not live:
+        _write_transcript(args, path, segments)
+
+
+def _write_transcript(args: argparse.Namespace, path: Path | None, segments: Sequence[Segment]) -> None:
+    transcript = Transcript(str(path or "microphone"), tuple(segments))
+    _write(render(transcript, args.format), args.output, path, args.format)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2
 
+_STOPPING = "The server is stopping."
+
 
 class HealthState(health.aio.HealthServicer):  # type: ignore[misc]  # which has no types
     """As grpc_health's. After `enter_graceful_shutdown`, and when watchers had time to read of it, `end_watches`."""
@@ -24,6 +26,8 @@ class HealthState(health.aio.HealthServicer):  # type: ignore[misc]  # which has
     async def Watch(  # noqa: N802 (the method's name on the wire)
         self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
+        if self._ended:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
         watch = asyncio.ensure_future(super().Watch(request, context))
         self._watches.add(watch)
         try:
@@ -31,7 +35,7 @@ class HealthState(health.aio.HealthServicer):  # type: ignore[misc]  # which has
         except asyncio.CancelledError:
             if not self._ended:  # by the caller
                 raise
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "The server is stopping.")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _STOPPING)
         finally:
             self._watches.discard(watch)
 

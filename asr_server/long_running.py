@@ -187,8 +187,9 @@ class LongRunning:
                 async for channel, event in session.events():
                     if isinstance(event, Result) and event.is_final:
                         response = pb.LongRunningRecognizeResponse(results=writer.results([(channel, event)]))
-                        if not self.store.add(name, event.end, response.SerializeToString()):
-                            return
+                        if failed := self.store.add(name, event.end, response.SerializeToString()):
+                            logger.info("operation %s failed: no room for its results", failed)
+                            self._tasks[failed].cancel()
                         self._gate.metrics.finals()
             finally:
                 reader.cancel()

@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 Stage: TypeAlias = Literal["features", "acoustic_model", "decoder", "endpoint"]
 Reason: TypeAlias = Literal["overload", "draining", "unauthenticated", "forbidden", "quota"]
-Kind: TypeAlias = Literal["speech", "vision", "language_model"]
+Kind: TypeAlias = Literal["speech", "language_model"]
 
 # 1 ms to 10 s, close together around 500 ms, which final latencies are judged by.
 LATENCIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2, 5, 10)

@@ -144,26 +144,17 @@ class OperationStore:
             operation = self._operations[name]
             self._change(replace(operation, percent=max(operation.percent, min(percent, 99))))
 
-    def add(self, name: str, end: float, part: bytes) -> bool:
+    def add(self, name: str, end: float, part: bytes) -> str | None:
         """A result that ends at `end` seconds, serialised so that joined parts are the response (protobuf's rule).
 
-        Whether the operation goes on: False for one that has ended. Where there is no room, even without what has been
-        kept, the operation with the most results fails.
+        No effect on one that has ended. Where there is no room, what the client with the most results has kept goes,
+        or else its operation with the most fails; the name of an operation that failed for that, else None.
         """
         if name not in self._parts:
-            return False
+            return None
         self._parts[name].append((end, part))
         self._bytes += len(part)
-        self._shrink()
-        if self._bytes > self.limits.result_bytes:
-            largest = max(self._parts, key=lambda each: sum(len(part) for _, part in self._parts[each]))
-            self.fail(
-                largest,
-                RESOURCE_EXHAUSTED,
-                f"The results of running operations have more than {self.limits.result_bytes} bytes, and this one's "
-                "the most. Cut the recording, ask for fewer alternatives, or try later.",
-            )
-        return name in self._parts
+        return self._shrink()
 
     def succeed(self, name: str, rest: bytes = b"") -> None:
         """Its parts in the order of their ends, and the rest of the response."""
@@ -233,14 +224,35 @@ class OperationStore:
         self._operations[operation.name] = changed
         return changed
 
-    def _shrink(self) -> None:
-        while self._ended and (len(self._ended) > self.limits.kept or self._bytes > self.limits.result_bytes):
+    def _shrink(self) -> str | None:
+        failed = None
+        while len(self._ended) > self.limits.kept:
+            oldest = self._first_ended(Counter(self._operations[name].owner for name in self._ended))
+            self._drop(oldest or next(iter(self._ended)))
+        while self._bytes > self.limits.result_bytes:
             taken: Counter[str] = Counter()
-            for name in self._ended:
-                operation = self._operations[name]
-                taken[operation.owner] += len(operation.response) if self._bytes > self.limits.result_bytes else 1
-            (owner, _), *_ = taken.most_common(1)
-            self._drop(next(name for name in self._ended if self._operations[name].owner == owner))
+            for name, operation in self._operations.items():
+                taken[operation.owner] += self._size(name)
+            if (oldest := self._first_ended(taken)) is not None:
+                self._drop(oldest)
+                continue
+            failed = max(self._parts, key=self._size)
+            self.fail(
+                failed,
+                RESOURCE_EXHAUSTED,
+                f"The results of running operations have more than {self.limits.result_bytes} bytes, and this one's "
+                "the most. Cut the recording, ask for fewer alternatives, or try later.",
+            )
+        return failed
+
+    def _first_ended(self, taken: Counter[str]) -> str | None:
+        """Of the client that has taken most: which of its operations ended first, None where all of them go on."""
+        (owner, _), *_ = taken.most_common(1)
+        return next((name for name in self._ended if self._operations[name].owner == owner), None)
+
+    def _size(self, name: str) -> int:
+        """Bytes of its results so far."""
+        return len(self._operations[name].response) + sum(len(part) for _, part in self._parts.get(name, ()))
 
     def _drop(self, name: str) -> None:
         operation = self._operations.pop(name)

@@ -64,9 +64,10 @@ SHIPPED = (asr_server.bundle.SHIPPED, vision_zoo.bundle.SHIPPED)
 OPERATION_SERVICES = (operations_service.SERVICE_NAME, operations_service.GOOGLE_SERVICE_NAME)
 RIVA_SERVICES = (riva_service.SERVICE_NAME, riva_service.RIVA_SERVICE_NAME)
 SPEECH_SERVICES = (service.SERVICE_NAME, service.GOOGLE_SERVICE_NAME, *RIVA_SERVICES)
+BY_SPEECH = (*SPEECH_SERVICES, *OPERATION_SERVICES)  # what there is to do for these depends on speech models
 ANNOTATION_SERVICES = (label_detection.SERVICE_NAME, label_detection.GOOGLE_SERVICE_NAME)
 VISION_SERVICES = (vision_zoo.service.SERVICE_NAME, inference_service.SERVICE_NAME, *ANNOTATION_SERVICES)
-HEALTHY = ("", *SPEECH_SERVICES, *OPERATION_SERVICES, *VISION_SERVICES)  # "" is the server as a whole
+HEALTHY = ("", *BY_SPEECH, *VISION_SERVICES)  # "" is the server as a whole
 SERVICES = (  # for reflection
     service.SERVICE_NAME,
     operations_service.SERVICE_NAME,
@@ -90,7 +91,7 @@ async def serve(options: ServerOptions, ready: Callable[[Running], None]) -> Non
     begun, stop, wake = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def end(number: int) -> None:
-        if not begun.is_set():  # nobody is served yet, and threads that load and compile cannot be stopped
+        if not begun.is_set():  # health says that nobody is served yet; threads that load cannot be stopped
             logger.warning("stopped while starting")
             logging.shutdown()
             os._exit(128 + number)
@@ -132,7 +133,7 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             """Called in the thread that looks for models."""
             metrics.models(_loaded(now))
             if ready.is_set():
-                asyncio.run_coroutine_threadsafe(_set(state, SPEECH_SERVICES, serving=bool(now.engines)), loop)
+                asyncio.run_coroutine_threadsafe(_set(state, BY_SPEECH, serving=bool(now.engines)), loop)
 
         reloader = Reloader(
             catalogue,
@@ -176,8 +177,9 @@ async def running(options: ServerOptions, wake: asyncio.Event | None = None) -> 
             for engine in catalogue:
                 await asyncio.to_thread(_warm_up, engine)
             await _set(state, ("",), serving=True)
-            await _set(state, (*SPEECH_SERVICES, *OPERATION_SERVICES), serving=bool(catalogue.snapshot.engines))
-            await _set(state, VISION_SERVICES, serving=bool(models.vision_models) or options.registry is not None)
+            await _set(state, BY_SPEECH, serving=bool(catalogue.snapshot.engines))
+            may_come = options.registry is not None or options.model_control
+            await _set(state, VISION_SERVICES, serving=may_come or bool(models.vision_models))
             inference.ready = True
             ready.set()
             watching = asyncio.create_task(watch(reloader, options.reload_seconds, wake or asyncio.Event()))

@@ -73,6 +73,8 @@ class WebmReader:
                 return None
             if _number(bytes(self._buffer[begin : begin + _LONGEST_NUMBER]), 0)[0] != self._track:
                 return _PASSED_OVER, b"", begin + size
+        if size > _LONGEST_ELEMENT and identifier == _BLOCK_GROUP:  # a picture's: no packet is so long
+            return _PASSED_OVER, b"", begin + size
         if size > _LONGEST_ELEMENT:
             raise ValueError(f"damaged WebM data: element {identifier:X} has {size} bytes; at most {_LONGEST_ELEMENT}")
         if len(self._buffer) < begin + size:

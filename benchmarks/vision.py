@@ -182,7 +182,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     server = ["env", f"OMP_NUM_THREADS={args.cores}", *command(folder / "models", 4 * max(args.batches), None)]
     server += ["--vision-precision", args.precision]
     with (
-        closing(Classifier(bundle, precision=args.precision)) as classifier,
+        closing(Classifier(bundle, precision=args.precision, threads=args.cores)) as classifier,
         ServerProcess(server, folder / "server.log") as serving,
         Worker(
             "benchmarks.vision_client",

@@ -248,6 +248,7 @@ def test_recordings_that_have_waited_long_hold_up_no_live_stream(engine: Engine)
 
             assert step(10) == [*live[:9], bulk[0]]
             assert step(20) == [*live, *bulk[:8]]
+            scheduler._steps_without_longest = 0
             turns = [step(1)[0].is_bulk for _ in range(18)]
             assert turns == [*[False] * 8, True, *[False] * 8, True]
             scheduler._queue = {}

@@ -96,7 +96,7 @@ def test_calls_and_refusals() -> None:
 
 def test_models_come_and_go() -> None:
     metrics = Metrics()
-    old, new, other = Model("en", "1", "speech"), Model("en", "2", "speech"), Model("cat", "1", "vision")
+    old, new, other = Model("en", "1", "speech"), Model("en", "2", "speech"), Model("cat", "1", "language_model")
     metrics.models([old, other])
     metrics.models([new, other])
     metrics.reload("speech", True)

@@ -171,9 +171,17 @@ def test_who_takes_most_gives_room(make: Make) -> None:
     refusal(lambda: store.get("mallory", theirs[0]))
     assert store.get("mallory", theirs[1]).done
     hers, his = store.begin("ann").name, store.begin("mallory").name
-    assert store.add(his, 1.0, bytes(99))
-    assert store.add(hers, 1.0, bytes(2)), "his goes, not the one that came last"
+    assert store.add(his, 1.0, bytes(99)) is None
+    assert store.add(hers, 1.0, bytes(2)) == his, "not the one that came last"
     assert store.get("mallory", his).failure is not None and store.result_bytes == 2
+
+
+def test_running_results_push_out_nobody_elses(make: Make) -> None:
+    store = make(result_bytes=100)
+    kept, his = finished(store, response=bytes(40)), store.begin("mallory").name
+    assert store.add(his, 1.0, bytes(60)) is None
+    assert store.add(his, 2.0, bytes(1)) == his
+    assert store.get("ann", kept).response == bytes(40) and store.result_bytes == 40
 
 
 def test_turns_are_fair(make: Make) -> None:
@@ -251,7 +259,7 @@ def test_results_have_a_bound(make: Make) -> None:
     refusal(lambda: store.get("ann", first))
     assert store.get("ann", second).response == bytes(40)
     assert store.result_bytes == 61
-    assert not store.add(name, 3.0, bytes(80))
+    assert store.add(name, 3.0, bytes(80)) == name
     failure = store.get("ann", name).failure
     assert failure is not None and failure.code == RESOURCE_EXHAUSTED
     assert failure.text.startswith("The results of running operations have more than 100 bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_a_watch_does_not_hold_a_server_that_stops(tmp_path: Path) -> None:
     save(tmp_path / "birds", NASNet(TINY), name="birds")
     seen: list[int] = []
     ended = threading.Event()
-    with serving(ServerOptions(port=0, models=(tmp_path,), drain_seconds=3000)) as server:
+    with serving(ServerOptions(port=0, models=(tmp_path,), drain_seconds=60)) as server:
         channel = grpc.insecure_channel(server.address)
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         seen.append(next(watch).status)
@@ -52,6 +53,8 @@ def test_a_watch_does_not_hold_a_server_that_stops(tmp_path: Path) -> None:
             ended.set()
 
         threading.Thread(target=read, daemon=True).start()
+        begin = time.monotonic()
+    assert time.monotonic() - begin < 30
     assert ended.wait(60)
     assert seen == [SERVING, NOT_SERVING]
     channel.close()

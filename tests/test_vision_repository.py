@@ -121,6 +121,11 @@ def test_a_bundle_that_cannot_be_read_stops_no_other(folder: Path, repository: R
     assert repository.place("birds", "1.10") is not None and repository.place("birds", "7") is None
     with pytest.raises(UnknownModelError, match=r"'dogs' is in no folder.* \['birds'\]; .*half.* cannot be read"):
         repository.load("dogs")
+    served = repository.find("birds").bundle
+    (served.folder / "bundle.json").write_text("")
+    with pytest.raises(BundleError, match="cannot be read"):
+        repository.load("birds")
+    assert repository.find("birds").bundle.version == served.version, "what is served stays"
 
 
 def test_what_loads_but_does_not_run_is_never_served(folder: Path) -> None:

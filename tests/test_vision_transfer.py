@@ -285,7 +285,7 @@ for train, held in ((photos, load_images(files, size)), (filed, filed)):
 
 def test_two_readers_give_the_same_batches(pictures: Path) -> None:
     # In a process of its own: readers are forked, which one that has run servers and compiled networks cannot take.
-    subprocess.run([sys.executable, "-c", READERS, str(pictures)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", READERS, str(pictures)], check=True, timeout=600)
 
 
 def test_kept_photographs_have_room_for_crops() -> None:

@@ -198,8 +198,6 @@ def statistics(dataset: SpeechDataset, limit: int = 2000) -> tuple[Tensor, Tenso
     count, mean, squares = 0, np.zeros(1), np.zeros(1)
     for index in range(0, len(dataset), max(1, len(dataset) // limit)):
         frames = dataset.spectrum(index).astype(np.float64)
-        if not len(frames):  # shorter than a window
-            continue
         added, apart = len(frames), frames.mean(axis=0) - mean
         squares = squares + np.square(frames - frames.mean(axis=0)).sum(axis=0)
         squares += np.square(apart) * count * added / (count + added)

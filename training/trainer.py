@@ -82,7 +82,9 @@ def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
         raise ValueError(f"{last} is there already: add --resume to continue that run, or choose another --out")
     if not last.exists():
         return None
-    if not zipfile.is_zipfile(last):  # the directory of a zip file is at its end
+    if last.is_file() and not zipfile.is_zipfile(
+        last
+    ):  # a sharded one is a folder; the directory of a zip file is at its end
         raise ValueError(f"{last} is cut off or no checkpoint: remove it to begin again, or bring a whole one")
     return last
 

@@ -66,10 +66,11 @@ class Classifier:
         batching: BatchOptions | None = None,
         pixel_limit: int = images.PIXEL_LIMIT,
         precision: str = AUTO,
+        threads: int = THREADS,
     ) -> None:
         self.bundle, self.pixel_limit = bundle, pixel_limit
         self.batching, self.statistics = batching or BatchOptions(), Statistics()
-        network, self.precision = for_serving(bundle.model, bundle.preprocessing.size, precision, THREADS)
+        network, self.precision = for_serving(bundle.model, bundle.preprocessing.size, precision, threads)
         # The batcher's thread must not hold the classifier, which would then never be let go of.
         run = _Runner(bundle, network)
         self._batcher: Batcher[_Work, Any] = Batcher(run, self.batching, bundle.name, self.statistics)

@@ -179,8 +179,10 @@ def _folders(models: list[Path] | None) -> list[Path]:
 
 
 def _folder(models: list[Path] | None, name: str) -> Path:
-    """The bundle's folder by `name` or `name@version`, as a server finds it; the first name for an empty one."""
-    found = {bundle.identity(folder): folder for folder in _folders(models)}
+    """The bundle's folder by `name` or `name@version`; no version: the newest, no name: the first."""
+    found: dict[tuple[str, str], Path] = {}
+    for folder in _folders(models):
+        found.setdefault(bundle.identity(folder), folder)
     if not found:
         raise ValueError(f"no vision bundle in {', '.join(map(str, models or [bundle.SHIPPED]))}")
     wanted, _, version = (name or next(iter(found))[0]).partition("@")

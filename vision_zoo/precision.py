@@ -180,7 +180,8 @@ def _kept(core: Any, folder: Path) -> Any:
     try:
         return core.read_model(folder / _MODEL)
     except RuntimeError as error:
-        logger.warning("%s is damaged and made again: %s", folder, str(error).strip().splitlines()[-1])
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        logger.warning("%s is damaged and made again: %s", folder, reason)
         shutil.rmtree(folder, ignore_errors=True)
         return None
 

@@ -114,8 +114,14 @@ class Repository:
         with self._changing:
             found, broken = self._bundles()
             paths = [path for path, key in found.items() if key[0] == name]
+            for path in (each.bundle.folder for key, each in self._table.items() if key[0] == name):
+                if path in broken:  # it must not go because of that
+                    raise broken[path]
             if not paths:
-                names, passed_over = sorted({key[0] for key in found.values()}), "; ".join(("", *broken))
+                names, passed_over = (
+                    sorted({key[0] for key in found.values()}),
+                    "; ".join(("", *map(str, broken.values()))),
+                )
                 raise UnknownModelError(f"model {name!r} is in no folder of models; choose from {names}{passed_over}")
             fresh = [self._warm(path) for path in paths]
             duplicate = len({each.bundle.version for each in fresh}) < len(fresh)
@@ -180,19 +186,19 @@ class Repository:
             raise ValueError(f"model {name!r} stands for version {key[1]!r}; version {version!r} contradicts it")
         return key
 
-    def _bundles(self) -> tuple[dict[Path, Key], list[str]]:
+    def _bundles(self) -> tuple[dict[Path, Key], dict[Path, BundleError]]:
         """Of all bundles in the folders which version each is, and what is wrong with those that cannot be read.
 
         Somebody may just be copying those; they stop nobody else's.
         """
         found: dict[Path, Key] = {}
-        broken: list[str] = []
+        broken: dict[Path, BundleError] = {}
         for path in (path for folder in self.folders for path in bundle.described(folder)):
             try:
                 if bundle.is_vision(path):
                     found[path] = bundle.identity(path)
             except BundleError as error:
-                broken.append(str(error))
+                broken[path] = error
         return found, broken
 
     def _warm(self, folder: Path) -> Classifier:

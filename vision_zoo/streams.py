@@ -13,7 +13,7 @@ _Answer = TypeVar("_Answer")
 async def in_order(
     requests: AsyncIterator[_Request], answer: Callable[[_Request], Coroutine[Any, Any, _Answer]], window: int
 ) -> AsyncGenerator[_Answer, None]:
-    """The answers as they are taken; `window` requests are in work or unanswered, and no more are read meanwhile.
+    """The answers as they are taken; `window` requests are in work or unanswered, and one more is read meanwhile.
 
     An error of `answer` or of `requests` ends it. However it ends, what is in work is cancelled.
     """
